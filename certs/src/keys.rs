@@ -1,0 +1,141 @@
+//! Blocking: a node's own certificate, key and roots, loaded from three files and swappable while
+//! running. Live connections go on; whoever handshakes next sees the new set. A bad new set is
+//! refused and the old one stays.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::time_provider::TimeProvider;
+
+pub use rustls::time_provider::DefaultTimeProvider as SystemTime;
+
+use crate::files;
+use crate::identity::{Identity, Role};
+use crate::leaf::Leaf;
+pub use crate::material::KeysError;
+use crate::material::Material;
+
+/// What a node is and whom it trusts.
+pub struct Keys {
+    role: Role,
+    time: Arc<dyn TimeProvider>,
+    // One pointer for certificate, key and roots: nobody ever sees a mixture of old and new.
+    current: ArcSwap<Material>,
+}
+
+impl Keys {
+    /// Loads and checks a node's files: all readable, the key owner-only and belonging to the
+    /// certificate, the certificate's role `role`, the roots standing behind it.
+    ///
+    /// An expired certificate (or one that isn't valid yet) loads: ask [`Keys::expired`] or
+    /// [`Keys::check_time`] and warn. `time` is also the clock of every handshake.
+    pub fn load(certificate: &Path, key: &Path, roots: &Path, role: Role, time: Arc<dyn TimeProvider>) -> Result<Arc<Keys>, KeysError> {
+        let texts = Texts::read(certificate, key, roots)?;
+        Keys::from_pem(&texts.certificate, &texts.key, &texts.roots, role, time)
+    }
+
+    /// [`Keys::load`] from PEM texts in memory.
+    pub fn from_pem(certificate: &str, key: &str, roots: &str, role: Role, time: Arc<dyn TimeProvider>) -> Result<Arc<Keys>, KeysError> {
+        let now_ms = now_ms(&*time);
+        let material = Material::from_pem(certificate, key, roots, role, now_ms)?;
+        Ok(Arc::new(Keys { role, time, current: ArcSwap::from_pointee(material) }))
+    }
+
+    /// Swaps certificate, key and roots in place. On an error nothing changes.
+    ///
+    /// Besides everything [`Keys::load`] checks, the identity must stay the same, and a certificate
+    /// that isn't valid now replaces neither one that is, nor one that lasts longer.
+    pub fn replace(&self, certificate: &Path, key: &Path, roots: &Path) -> Result<(), KeysError> {
+        let texts = Texts::read(certificate, key, roots)?;
+        self.replace_pem(&texts.certificate, &texts.key, &texts.roots)
+    }
+
+    /// [`Keys::replace`] from PEM texts in memory.
+    pub fn replace_pem(&self, certificate: &str, key: &str, roots: &str) -> Result<(), KeysError> {
+        let now_ms = now_ms(&*self.time);
+        let new = Material::from_pem(certificate, key, roots, self.role, now_ms)?;
+        let old = self.current.load();
+        if new.leaf.identity != old.leaf.identity {
+            return Err(KeysError::OtherIdentity { old: Box::new(old.leaf.identity.clone()), new: Box::new(new.leaf.identity) });
+        }
+        // New roots may come beside an expired certificate (a branch long offline), or a renewal
+        // while the clock is wrong; only a change for the worse is refused.
+        if let Err(why) = new.check_time(now_ms) {
+            let worse = new.window.end_ms < old.window.end_ms;
+            if worse || old.check_time(now_ms).is_ok() {
+                return Err(why);
+            }
+        }
+        self.current.store(Arc::new(new));
+        Ok(())
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> Identity {
+        self.current.load().leaf.identity.clone()
+    }
+
+    /// This node's role.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// What this node's own certificate says.
+    pub fn leaf(&self) -> Leaf {
+        self.current.load().leaf.clone()
+    }
+
+    /// End of validity, milliseconds UTC: of the leaf or of the CA that issued it, whichever is
+    /// sooner.
+    pub fn not_after_ms(&self) -> i64 {
+        self.current.load().window.end_ms
+    }
+
+    /// Whether the certificate has ended at `now_ms` (milliseconds UTC).
+    pub fn expired(&self, now_ms: i64) -> bool {
+        now_ms > self.not_after_ms()
+    }
+
+    /// [`KeysError::Expired`] or [`KeysError::NotYetValid`] when the certificate isn't valid at
+    /// `now_ms` (milliseconds UTC): a text for a warning.
+    pub fn check_time(&self, now_ms: i64) -> Result<(), KeysError> {
+        self.current.load().check_time(now_ms)
+    }
+
+    /// The clock that handshakes use.
+    pub fn time(&self) -> &Arc<dyn TimeProvider> {
+        &self.time
+    }
+
+    /// The set in use right now.
+    pub(crate) fn current(&self) -> Arc<Material> {
+        self.current.load_full()
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("role", &self.role).field("current", &self.current.load()).finish_non_exhaustive()
+    }
+}
+
+struct Texts {
+    certificate: String,
+    key: String,
+    roots: String,
+}
+
+impl Texts {
+    fn read(certificate: &Path, key: &Path, roots: &Path) -> Result<Texts, KeysError> {
+        Ok(Texts { certificate: files::read(certificate)?, key: files::read_secret(key)?, roots: files::read(roots)? })
+    }
+}
+
+/// Milliseconds UTC by this clock. A clock that gives no time counts as 1970: too early for every
+/// certificate, which loading tolerates and every handshake refuses by itself.
+fn now_ms(time: &dyn TimeProvider) -> i64 {
+    let seconds = time.current_time().map_or(0, |now| now.as_secs());
+    i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX)
+}

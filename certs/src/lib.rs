@@ -1,0 +1,39 @@
+//! Quiet: who someone is, and the certificates that prove it. This file only lists the modules.
+//!
+//! - [`identity`]: the name in a certificate, `spiffe://<domain>/…`, and its grammar.
+//! - [`leaf`]: the one leaf check, run inside every handshake and again per connection.
+//! - [`chain`]: does a root of ours stand behind a certificate at a given time?
+//! - [`material`], [`keys`]: a node's own certificate, key and roots, swappable while running.
+//! - [`tls`]: rustls configurations, TLS 1.3 only, nothing resumed, nothing early.
+//! - [`issuer`], [`ca`]: making certificates, in memory and in a folder.
+//! - [`issued`]: which device was issued to whom.
+//! - [`description`]: a certificate in plain words.
+//! - [`files`]: reading with clear errors, writing whole or not at all.
+//!
+//! No socket, no quinn and no tokio here: what leaves this crate is a `rustls::ServerConfig` or a
+//! `rustls::ClientConfig`.
+#![warn(missing_docs, clippy::unwrap_used, clippy::dbg_macro, clippy::todo)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod ca;
+pub mod chain;
+pub mod description;
+pub mod files;
+pub mod identity;
+pub mod issued;
+pub mod issuer;
+pub mod keys;
+pub mod leaf;
+pub mod material;
+pub mod tls;
+
+pub use ca::{Ca, CaError, IssuedAgent};
+pub use chain::ChainError;
+pub use identity::{Identity, IdentityError, Name, Role};
+pub use issued::Issued;
+pub use issuer::{AltName, Issuer, IssuerError, LeafParams, Root, Signed, Usage};
+pub use keys::{Keys, SystemTime};
+pub use leaf::{Expect, Leaf, LeafError, check_leaf, read_leaf};
+pub use material::KeysError;
+pub use tls::{DIALLED_NAME, TlsError, check_dialled, check_peer, client_config, leaf_error, server_config};

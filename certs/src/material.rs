@@ -1,0 +1,251 @@
+//! Quiet: one consistent set of certificate, key and roots, checked as a whole before anyone uses it.
+#![warn(clippy::wildcard_enum_match_arm, clippy::iter_over_hash_type)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+
+use crate::chain::{ChainError, check_chain};
+use crate::files::FileError;
+use crate::identity::{Identity, Role};
+use crate::leaf::{self, Leaf, LeafError};
+use crate::tls::provider;
+
+/// The most certificates in a certificate file: leaf, issuing CA, and room for a cross-signed root.
+pub const CHAIN_CERTIFICATES_MAX: usize = 4;
+/// The most roots in a roots file: one, or two during a rotation, and room for mistakes.
+pub const ROOTS_MAX: usize = 16;
+
+/// Why a certificate, key and roots aren't a usable set.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// A file can't be read, or a key may be read by others.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A PEM text without what it should hold.
+    #[error("the {what} file holds no usable {what} ({why})")]
+    NotPem {
+        /// `certificate`, `key` or `roots`.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The node's own certificate fails the leaf check.
+    #[error("the node's own certificate is not usable: {0}")]
+    Leaf(LeafError),
+    /// No root stands behind the certificate, for another reason than time.
+    #[error("the node's own certificate is not usable: {0}")]
+    Chain(ChainError),
+    /// Control certificates sign documents; they are no keys for connections.
+    #[error("a control certificate is never used on a connection; give this program its own")]
+    Control,
+    /// The key belongs to another certificate.
+    #[error("the key does not belong to the certificate; the two files must come from the same issue")]
+    KeyMismatch,
+    /// A certificate in the roots file that isn't a root.
+    #[error("certificate {number} in the roots file is not a root (a self-issued CA); use the roots.pem that muster-certs wrote")]
+    NotARoot {
+        /// Its place in the file, from 1.
+        number: usize,
+    },
+    /// A new set names someone else than the one in use.
+    #[error("the new certificate is that of {new}, but this program runs as {old}; restart it to change who it is")]
+    OtherIdentity {
+        /// Who is running.
+        old: Box<Identity>,
+        /// Who stands in the new certificate.
+        new: Box<Identity>,
+    },
+    /// The certificate has ended.
+    #[error("the certificate of {identity} expired on {}; renew it", utc_text(*.not_after_ms))]
+    Expired {
+        /// Whose.
+        identity: Box<Identity>,
+        /// When, milliseconds UTC.
+        not_after_ms: i64,
+    },
+    /// The certificate hasn't begun.
+    #[error(
+        "the certificate of {identity} is valid only from {}; check this computer's clock",
+        utc_text(*.not_before_ms)
+    )]
+    NotYetValid {
+        /// Whose.
+        identity: Box<Identity>,
+        /// From when, milliseconds UTC.
+        not_before_ms: i64,
+    },
+    /// rustls refuses something that all checks above let pass.
+    #[error("the TLS library refuses these files: {0}")]
+    Tls(String),
+}
+
+/// A checked set: the key belongs to the certificate, the roots stand behind it, the role is right.
+pub struct Material {
+    pub(crate) certified: Arc<CertifiedKey>,
+    pub(crate) leaf: Leaf,
+    pub(crate) window: Window,
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl Material {
+    /// Reads three PEM texts and checks them against each other. Time never makes this fail: an
+    /// expired or future chain is checked as of the nearest moment of its validity ("expiry means
+    /// collect, keep, warn, never stop").
+    pub fn from_pem(certificate: &str, key: &str, roots: &str, role: Role, now_ms: i64) -> Result<Self, KeysError> {
+        if role == Role::Control {
+            return Err(KeysError::Control);
+        }
+        let chain = certificates("certificate", certificate, CHAIN_CERTIFICATES_MAX)?;
+        let key = private_key(key)?;
+        let roots = Arc::new(root_store(roots)?);
+        let (end, between) = chain.split_first().ok_or(KeysError::Leaf(LeafError::Missing))?;
+
+        let leaf = leaf::read_leaf(end).map_err(KeysError::Leaf)?;
+        if leaf.identity.role() != role {
+            return Err(KeysError::Leaf(LeafError::OtherRole { found: Box::new(leaf.identity), wanted: vec![role] }));
+        }
+        let window = Window::of(&leaf, between).map_err(KeysError::Leaf)?;
+        check_chain(end, between, &roots, role, window.nearest(now_ms)).map_err(KeysError::Chain)?;
+
+        let certified = certified(chain, key)?;
+        let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider().clone())
+            .build()
+            .map_err(|e| KeysError::Tls(e.to_string()))?;
+        Ok(Material { certified: Arc::new(certified), leaf, window, roots, clients })
+    }
+
+    /// Fails when the set isn't valid at `now_ms` (milliseconds UTC).
+    pub fn check_time(&self, now_ms: i64) -> Result<(), KeysError> {
+        let identity = || Box::new(self.leaf.identity.clone());
+        if now_ms > self.window.end_ms {
+            return Err(KeysError::Expired { identity: identity(), not_after_ms: self.window.end_ms });
+        }
+        if now_ms < self.window.start_ms {
+            return Err(KeysError::NotYetValid { identity: identity(), not_before_ms: self.window.start_ms });
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Material {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key stays out.
+        f.debug_struct("Material")
+            .field("leaf", &self.leaf)
+            .field("window", &self.window)
+            .field("roots", &self.roots.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// When the whole chain (without the root, whose dates nobody checks) is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) start_ms: i64,
+    pub(crate) end_ms: i64,
+}
+
+impl Window {
+    /// The overlap of the leaf and those between it and the root.
+    pub(crate) fn of(leaf: &Leaf, between: &[CertificateDer<'_>]) -> Result<Self, LeafError> {
+        let mut window = Window { start_ms: leaf.not_before_ms, end_ms: leaf.not_after_ms };
+        for der in between {
+            let certificate = leaf::parse(der)?;
+            let validity = certificate.validity();
+            let start_ms = validity.not_before.timestamp().saturating_mul(1000);
+            let end_ms = validity.not_after.timestamp().saturating_mul(1000);
+            window.start_ms = window.start_ms.max(start_ms);
+            window.end_ms = window.end_ms.min(end_ms);
+        }
+        Ok(window)
+    }
+
+    /// The moment of validity nearest to `now_ms`.
+    fn nearest(self, now_ms: i64) -> UnixTime {
+        let ms = now_ms.max(self.start_ms).min(self.end_ms).max(0);
+        UnixTime::since_unix_epoch(Duration::from_millis(ms.unsigned_abs()))
+    }
+}
+
+/// Milliseconds UTC for people: `2026-11-22 05:41:00 UTC`.
+pub fn utc_text(ms: i64) -> String {
+    match time::OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000)) {
+        Ok(at) => format!(
+            "{:04}-{:02}-{:02} {:02}:{:02}:{:02} UTC",
+            at.year(),
+            u8::from(at.month()),
+            at.day(),
+            at.hour(),
+            at.minute(),
+            at.second()
+        ),
+        Err(_) => format!("{ms} ms after 1970"),
+    }
+}
+
+/// The certificates of a PEM text, at least one and at most `max`.
+pub fn certificates(what: &'static str, pem: &str, max: usize) -> Result<Vec<CertificateDer<'static>>, KeysError> {
+    let bad = |why: String| KeysError::NotPem { what, why };
+    let mut found = Vec::new();
+    for item in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        if found.len() == max {
+            return Err(bad(format!("more than {max} certificates in it")));
+        }
+        found.push(item.map_err(|e| bad(e.to_string()))?);
+    }
+    if found.is_empty() {
+        return Err(bad("no BEGIN CERTIFICATE in it".to_owned()));
+    }
+    Ok(found)
+}
+
+/// The roots of a PEM text: certificates that are CAs and issued by themselves, nothing else. A
+/// leaf or an issuing CA among the roots would be trusted for ever.
+pub fn root_store(pem: &str) -> Result<RootCertStore, KeysError> {
+    let mut store = RootCertStore::empty();
+    for (index, der) in certificates("roots", pem, ROOTS_MAX)?.into_iter().enumerate() {
+        let not_a_root = KeysError::NotARoot { number: index + 1 };
+        let Ok(certificate) = leaf::parse(&der) else {
+            return Err(not_a_root);
+        };
+        let self_issued = certificate.subject().as_raw() == certificate.issuer().as_raw();
+        if !certificate.is_ca() || !self_issued {
+            return Err(not_a_root);
+        }
+        if store.add(der.clone()).is_err() {
+            return Err(not_a_root);
+        }
+    }
+    Ok(store)
+}
+
+/// Refuses a PEM key that isn't the key of the first certificate of `chain`.
+pub fn check_key(chain: Vec<CertificateDer<'static>>, key: &str) -> Result<(), KeysError> {
+    certified(chain, private_key(key)?).map(drop)
+}
+
+fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<CertifiedKey, KeysError> {
+    CertifiedKey::from_der(chain, key, provider()).map_err(key_error)
+}
+
+fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, KeysError> {
+    PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| KeysError::NotPem { what: "key", why: "no BEGIN PRIVATE KEY in it, or damaged".to_owned() })
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "rustls' errors grow with its versions")]
+fn key_error(error: rustls::Error) -> KeysError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => KeysError::KeyMismatch,
+        other => KeysError::NotPem { what: "key", why: other.to_string() },
+    }
+}
