@@ -1,0 +1,21 @@
+//! Quiet: the shared crate of agent, relay and hub: records and batches, the queue, the hop's rules, and what all three programs need.
+
+pub mod batch;
+pub mod chance;
+pub mod clock;
+pub mod complaint;
+pub mod config;
+pub mod control;
+pub mod ids;
+pub mod limits;
+pub mod link;
+pub mod log;
+pub mod message;
+pub mod notice;
+pub mod policy;
+pub mod queue;
+pub mod quic;
+pub mod ranges;
+pub mod record;
+pub mod state_dir;
+pub mod status;
