@@ -1,0 +1,1 @@
+//! Quiet: what the test binaries share.
