@@ -3,6 +3,8 @@
 //! A number is born here with the commit of its batch, and never outlives its bytes. Every step that forgets something commits first what
 //! says so: a `Gap` before a segment goes, a stub before a spool's last segment goes. The simulation drives it over memory.
 
+use std::sync::PoisonError;
+
 use bytes::Bytes;
 use muster_mesh::{
     batch::{Batch, Envelope, Head, SealError},
@@ -19,6 +21,8 @@ use muster_mesh::{
     ranges::Ranges,
     record::{Gap, GapReason, Kind, Numbers, Record},
 };
+
+use crate::journal::SharedJournal;
 
 const STUBS: &str = "stubs";
 
@@ -40,6 +44,7 @@ pub struct Spool<D> {
     side: AgentSide,
     /// In force now: what a `Gap` is sealed under.
     context: BatchContext,
+    journal: Option<SharedJournal>,
 }
 
 struct LaneQueue<D> {
@@ -99,12 +104,25 @@ impl<D: Directory> Spool<D> {
         birth: Birth,
         rules: Rules,
     ) -> Result<(Self, Vec<Incident>), SpoolError> {
+        Self::open_with(device, directories, sizes, context, birth, rules, None)
+    }
+
+    /// As [`open`](Self::open), with a journal that hears of every batch before it is committed.
+    pub fn open_with(
+        device: DeviceId,
+        directories: [D; 2],
+        sizes: Sizes,
+        context: BatchContext,
+        birth: Birth,
+        rules: Rules,
+        journal: Option<SharedJournal>,
+    ) -> Result<(Self, Vec<Incident>), SpoolError> {
         let mut side = AgentSide::new(rules);
         let [telemetry, pictures] = directories;
         let (telemetry, mut damage) = found(telemetry, Lane::Telemetry, &sizes, &mut side)?;
         let (pictures, more) = found(pictures, Lane::Pictures, &sizes, &mut side)?;
         damage.extend(more);
-        let mut spool = Spool { device, lanes: [telemetry, pictures], side, context };
+        let mut spool = Spool { device, lanes: [telemetry, pictures], side, context, journal };
         spool.begin(birth)?;
         let mut incidents = Vec::new();
         for damage in damage {
@@ -174,6 +192,11 @@ impl<D: Directory> Spool<D> {
 
     /// Numbers and seals one batch under the context in force. It exists only once [`commit`](Self::commit) returned.
     pub fn seal(&mut self, lane: Lane, records: Vec<Record>, closed_at: Reading) -> Result<Sealed, SpoolError> {
+        self.seal_behind(0, lane, records, closed_at)
+    }
+
+    /// As [`seal`](Self::seal), behind `ahead` batches of the lane that were sealed and not committed yet: all of them are committed together.
+    pub fn seal_behind(&mut self, ahead: usize, lane: Lane, records: Vec<Record>, closed_at: Reading) -> Result<Sealed, SpoolError> {
         let spool = self.lanes[lane.index()].open;
         let head = Head {
             boot: self.context.boot,
@@ -181,12 +204,13 @@ impl<D: Directory> Spool<D> {
             boot_ms: closed_at.boot_ms,
             zone: self.context.zone.name.clone(),
             offset_s: self.context.zone.offset_s,
-            tails: self.side.tails_to_state(spool),
+            // The first of those ahead states them all.
+            tails: if ahead == 0 { self.side.tails_to_state(spool) } else { Vec::new() },
         };
         let batch = Batch {
             device: self.device,
             spool,
-            seq: self.side.next_number(spool),
+            seq: self.side.next_number(spool) + ahead as u64,
             lane,
             policy: self.context.policy,
             notice: self.context.notice,
@@ -201,14 +225,25 @@ impl<D: Directory> Spool<D> {
 
     /// Commits a sealed batch: from here on its number exists.
     pub fn commit(&mut self, sealed: &Sealed) -> Result<(), SpoolError> {
-        if self.lanes[sealed.lane.index()].queue.tail_is_full() {
-            self.roll(sealed.lane)?;
+        self.commit_all(sealed.lane, std::slice::from_ref(sealed))
+    }
+
+    /// Commits batches of one lane that were sealed one behind the other, in one transaction.
+    pub fn commit_all(&mut self, lane: Lane, sealed: &[Sealed]) -> Result<(), SpoolError> {
+        if self.lanes[lane.index()].queue.tail_is_full() {
+            self.roll(lane)?;
         }
-        let header = *sealed.envelope.header();
-        let entry = Entry { facts: Bytes::new(), envelope: sealed.envelope.clone() };
-        let position = self.lanes[sealed.lane.index()].queue.append(&[entry])?;
-        self.side.holds(header.spool, position.segment, header.seq, header.seq);
-        self.side.stated(header.spool, header.seq, &sealed.head.tails);
+        if let Some(journal) = &self.journal {
+            journal.lock().unwrap_or_else(PoisonError::into_inner).made(sealed);
+        }
+        let entry = |sealed: &Sealed| Entry { facts: Bytes::new(), envelope: sealed.envelope.clone() };
+        let entries: Vec<Entry> = sealed.iter().map(entry).collect();
+        let position = self.lanes[lane.index()].queue.append(&entries)?;
+        for sealed in sealed {
+            let header = sealed.envelope.header();
+            self.side.holds(header.spool, position.segment, header.seq, header.seq);
+            self.side.stated(header.spool, header.seq, &sealed.head.tails);
+        }
         Ok(())
     }
 

@@ -1,7 +1,5 @@
 //! Blocking: the program `muster-certs`: makes the CA of a mesh, issues certificates, shows and
 //! verifies them.
-#![warn(clippy::unwrap_used, clippy::dbg_macro, clippy::todo)]
-#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 use std::process::ExitCode;
 

@@ -37,6 +37,8 @@ const CODEC_STORED: u8 = 0;
 const CODEC_ZLIB: u8 = 1;
 /// Level 3 gives 95 % of the gain of level 6 at 1.5 times its speed.
 const ZLIB_LEVEL: u32 = 3;
+/// A decoded list is wider than its bytes: 500 records of 64 addresses each, all of one character, need 6 times the longest telemetry body.
+const DECODED_RATIO_MAX: usize = 8;
 
 /// One spool as its agent states it: the hub's row only rises by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
@@ -373,7 +375,7 @@ impl Envelope {
         } else {
             body
         };
-        let (head, records) = decode(raw, header.records as usize)?;
+        let (head, records) = decode(raw, header.lane, header.records as usize)?;
         Ok(Batch {
             device: header.device,
             spool: header.spool,
@@ -403,9 +405,16 @@ fn inflate(body: &[u8], raw_len: usize) -> Result<Vec<u8>, OpenError> {
     Ok(raw)
 }
 
-fn decode(raw: &[u8], count: usize) -> Result<(Head, Vec<Record>), OpenError> {
-    // Memory that decoding may claim: text and lists never need more than their bytes, but a Vec of enums is wider than its encoding.
-    let config = bincode::config::standard().with_limit::<{ 8 * limits::PICTURES_RAW_MAX }>();
+fn decode(raw: &[u8], lane: Lane, count: usize) -> Result<(Head, Vec<Record>), OpenError> {
+    match lane {
+        Lane::Telemetry => decode_within::<{ DECODED_RATIO_MAX * limits::TELEMETRY_RAW_MAX }>(raw, count),
+        Lane::Pictures => decode_within::<{ DECODED_RATIO_MAX * limits::PICTURES_RAW_MAX }>(raw, count),
+    }
+}
+
+/// `MEMORY`: what decoding may claim, so that a false count of tails or addresses is refused before anything is allocated by it.
+fn decode_within<const MEMORY: usize>(raw: &[u8], count: usize) -> Result<(Head, Vec<Record>), OpenError> {
+    let config = bincode::config::standard().with_limit::<MEMORY>();
     let (head, used): (Head, usize) = bincode::decode_from_slice(raw, config).map_err(|_| OpenError::Decode)?;
     let (records, more): (Records, usize) = bincode::decode_from_slice(&raw[used..], config).map_err(|_| OpenError::Decode)?;
     let records = records.0;

@@ -88,6 +88,12 @@ pub const LANES_INBOX_BYTES_MAX: usize = 8 * COMMIT_BYTES_MAX;
 pub const LANE_RUN_MAX: usize = 64;
 /// Connections of one relay: above this many a dialler is told to go elsewhere.
 pub const CONNECTIONS_MAX: usize = 20_000;
+/// Batches that wait for an agent's keeper; then whoever makes them waits, or says what was dropped.
+pub const KEEPER_INBOX_MAX: usize = 64;
+/// Messages of a relay that wait for an agent's keeper; then the relay waits.
+pub const KEEPER_HEARD_MAX: usize = 64;
+/// Envelopes that a keeper reads for a lane at once, beyond the first.
+pub const KEEPER_RUN_BYTES: usize = 256 * KIB;
 /// State is sent at each change, and this often.
 pub const STATE_EVERY: Duration = Duration::from_secs(60);
 /// A lower dial counts as the device's presence after the higher was silent for this long.

@@ -103,7 +103,7 @@ fn text(policy: &Policy) -> String {
         &["you, on this computer, as counts; and who administers the hub. Each look there is written down.".into()],
     );
     part(&mut text, "How long", &[format!("{}, then it is deleted.", days(policy.retention_days))]);
-    part(&mut text, "Your rights", &[format!("see, correct, export, ask for deletion: ask {}.", policy.purpose.contact)]);
+    part(&mut text, "Your rights", &[format!("to see it, correct it, take it with you, have it deleted: ask {}.", policy.purpose.contact)]);
     text
 }
 
@@ -143,18 +143,16 @@ fn recorded(policy: &Policy) -> Vec<String> {
 }
 
 fn not_recorded(policy: &Policy) -> String {
-    let mut not: Vec<&str> = Vec::new();
-    for (switch, what) in [
-        (Switch::Counts, "how much you type and click"),
-        (Switch::Applications, "which programs you use"),
-        (Switch::Titles, "the titles of windows"),
-        (Switch::Pictures, "pictures of your screen"),
-    ] {
-        if !policy.has(switch) {
-            not.push(what);
-        }
-    }
-    not.extend(["your camera", "your microphone", "your messages", "where you are"]);
+    let off = |switch, what| if policy.has(switch) { None } else { Some(what) };
+    let windows = [
+        off(Switch::Applications, "which programs you use"),
+        // With programs on, their line says what holds for titles.
+        off(Switch::Applications, "the titles of windows"),
+    ];
+    let rest = [Some("your camera"), Some("your microphone"), Some("your messages"), off(Switch::Addresses, "where you are")];
+    let counts = off(Switch::Counts, "how much you type and click");
+    let pictures = off(Switch::Pictures, "pictures of your screen");
+    let not: Vec<&str> = [counts].into_iter().chain(windows).chain([pictures]).chain(rest).flatten().collect();
     not.join(", ")
 }
 
@@ -312,7 +310,7 @@ mod tests {
             "every 5 minutes",
             "how many keys and clicks per minute",
             "not the titles of its windows",
-            "the titles of windows, pictures of your screen, your camera",
+            "Not recorded pictures of your screen, your camera, your microphone, your messages, where you are",
             "Monday to Friday, 07:00-17:00. Outside these hours nothing.",
             "KeePassXC and everything you pause for",
             "45 days, then it is deleted.",

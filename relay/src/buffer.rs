@@ -124,7 +124,9 @@ impl<D: Directory> Buffer<D> {
     /// Whether something waits for the hub.
     pub fn has_backlog(&self) -> bool {
         let at = self.sync.position();
-        self.queue.segments().any(|(segment, sidecar)| segment > at.segment && sidecar.count > 0 || segment == at.segment && at.index < sidecar.count)
+        self.queue
+            .segments()
+            .any(|(segment, sidecar)| segment > at.segment && sidecar.count > 0 || segment == at.segment && at.index < sidecar.count)
     }
 
     /// Envelopes that wait for the hub.
@@ -188,6 +190,7 @@ impl<D: Directory> Buffer<D> {
 
     /// The position, moved past the ends of closed segments.
     fn next_place(&mut self, now_ms: i64) -> Position {
+        self.pass_behind(now_ms);
         loop {
             let at = self.sync.position();
             let Some((segment, sidecar)) = self.queue.segments().find(|(segment, _)| *segment >= at.segment) else { return at };
@@ -197,6 +200,14 @@ impl<D: Directory> Buffer<D> {
             }
             self.sync.passes(segment, now_ms);
         }
+    }
+
+    /// One POST may carry the position over several segments: all of them were answered for.
+    fn pass_behind(&mut self, now_ms: i64) {
+        let at = self.sync.position().segment;
+        let behind = self.queue.segments().map(|(segment, _)| segment).take_while(|segment| *segment < at);
+        let behind: Vec<u64> = behind.filter(|segment| !self.sync.progress().passed.contains_key(segment)).collect();
+        behind.into_iter().for_each(|segment| self.sync.passes(segment, now_ms));
     }
 
     /// The hub took the POST with this number and returned some of its envelopes. Names what agents must hear.

@@ -1,3 +1,11 @@
 //! Quiet: a branch office's relay: it takes its agents' batches, keeps them while the line is down and syncs them to the hub.
 
+pub mod accept;
+pub mod agents;
 pub mod buffer;
+pub mod cli;
+pub mod config;
+pub mod contents;
+pub mod run;
+pub mod sync;
+pub mod writer;

@@ -44,7 +44,11 @@ pub enum Action {
     SaveImage,
     BackToImage,
     /// Silent or announced, to the oldest or the newest backup, the other one kept or not.
-    Restore { silent: bool, oldest: bool, keep: bool },
+    Restore {
+        silent: bool,
+        oldest: bool,
+        keep: bool,
+    },
 }
 
 /// Chance for the simulation: the same seed gives the same run on every machine.

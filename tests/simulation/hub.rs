@@ -84,8 +84,12 @@ impl Hub {
             Some(Plant::PostComparesItsOwnLane) => head.queues.retain(|queue| queue.lane == head.lane),
             Some(Plant::NoRestoreIsSeen) => head.queues.iter_mut().for_each(|queue| queue.answered = 0),
             Some(Plant::OnlyAnnouncedRestoresAreSeen) => {
-                let changed = head.queues.iter().filter(|queue| self.seen_epoch.insert(queue.instance, self.epoch).is_some_and(|seen| seen != self.epoch));
-                let queues: Vec<_> = changed.map(|queue| (queue.lane, self.state.instances.get(&queue.instance).copied().unwrap_or(0))).collect();
+                let changed = head
+                    .queues
+                    .iter()
+                    .filter(|queue| self.seen_epoch.insert(queue.instance, self.epoch).is_some_and(|seen| seen != self.epoch));
+                let queues: Vec<_> =
+                    changed.map(|queue| (queue.lane, self.state.instances.get(&queue.instance).copied().unwrap_or(0))).collect();
                 if !queues.is_empty() {
                     return Comparison::Rewind { queues };
                 }

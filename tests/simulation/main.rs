@@ -5,6 +5,7 @@
 mod action;
 mod hub;
 mod oracle;
+mod outage;
 mod plant;
 mod relay;
 mod world;

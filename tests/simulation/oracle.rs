@@ -35,7 +35,10 @@ fn check_numbers(world: &World, wrong: &mut Vec<String>) {
         }
         let at_relay = world.relays.iter().flat_map(|relay| &relay.buffers).any(|buffer| {
             let waits = |segment: u64| segment >= buffer.sync().position().segment;
-            buffer.queue().segments().any(|(segment, sidecar)| waits(segment) && sidecar.numbers(DEVICE, spool).contains(seq) && buffer.has_backlog())
+            buffer
+                .queue()
+                .segments()
+                .any(|(segment, sidecar)| waits(segment) && sidecar.numbers(DEVICE, spool).contains(seq) && buffer.has_backlog())
         });
         let excused = row.is_some_and(|row| row.excused().contains(seq));
         let was_destroyed = world.was_destroyed((spool, seq));

@@ -18,7 +18,11 @@ use muster_mesh::{
 };
 use muster_relay::buffer::{Buffer, Gone, Size, facts};
 
-use crate::{hub::Hub, plant::Plant, world::{DEVICE, SEGMENT_BYTES}};
+use crate::{
+    hub::Hub,
+    plant::Plant,
+    world::{DEVICE, SEGMENT_BYTES},
+};
 
 /// One relay of the simulated mesh.
 pub struct Relay {
@@ -49,12 +53,29 @@ impl Relay {
             rewind_is_synced: plant != Some(Plant::RewindIsForgottenInACrash),
             segments_rise_for_ever: plant != Some(Plant::SegmentNumbersAreReused),
         };
-        let size = Size { bytes_max: u64::MAX, segment_bytes: SEGMENT_BYTES };
+        Relay::open_with(directories, instances, rules, Size { bytes_max: u64::MAX, segment_bytes: SEGMENT_BYTES }, plant)
+    }
+
+    /// A sound relay with a budget.
+    pub fn open_sized(directories: [Memory; 2], instances: [InstanceId; 2], bytes_max: u64, segment_bytes: u64) -> Self {
+        Relay::open_with(directories, instances, Rules::default(), Size { bytes_max, segment_bytes }, None)
+    }
+
+    fn open_with(directories: [Memory; 2], instances: [InstanceId; 2], rules: Rules, size: Size, plant: Option<Plant>) -> Self {
         let [telemetry, pictures] = directories;
         let open = |lane: Lane, directory| Buffer::open(lane, directory, size, instances[lane.index()], rules).expect("memory opens");
         let buffers = [open(Lane::Telemetry, telemetry), open(Lane::Pictures, pictures)];
         let side = RelaySide::new(1);
-        Relay { buffers, side, inbox: Vec::new(), posts: [None, None], backed_up: [None, None], plant, watermark: BTreeMap::new(), posted: BTreeMap::new() }
+        Relay {
+            buffers,
+            side,
+            inbox: Vec::new(),
+            posts: [None, None],
+            backed_up: [None, None],
+            plant,
+            watermark: BTreeMap::new(),
+            posted: BTreeMap::new(),
+        }
     }
 
     pub fn new_directory(plant: Option<Plant>) -> Memory {

@@ -129,7 +129,10 @@ impl World {
 
     pub fn observe(&mut self, lane: Lane) {
         self.roll_if_full(lane);
-        let record = Record { at: self.now_ms, kind: Kind::Capability(Capability { what: format!("{}", self.made.len()), able: true, why: String::new() }) };
+        let record = Record {
+            at: self.now_ms,
+            kind: Kind::Capability(Capability { what: format!("{}", self.made.len()), able: true, why: String::new() }),
+        };
         let sealed = self.agent.seal(lane, vec![record], reading(self.now_ms)).expect("a small batch seals");
         let committed = self.agent.commit(&sealed);
         self.or_reopen(committed);
@@ -177,7 +180,11 @@ impl World {
     fn note_gaps(&mut self, carrier: (SpoolId, u64), envelope: &Envelope) {
         for record in envelope.open().expect("the simulated agent seals what this build opens").records {
             let Kind::Gap(Gap { numbers: Some(numbers), .. }) = record.kind else { continue };
-            let named: Vec<_> = self.made.range((numbers.spool, numbers.first)..=(numbers.spool, numbers.last.unwrap_or(u64::MAX))).map(|(key, _)| *key).collect();
+            let named: Vec<_> = self
+                .made
+                .range((numbers.spool, numbers.first)..=(numbers.spool, numbers.last.unwrap_or(u64::MAX)))
+                .map(|(key, _)| *key)
+                .collect();
             for key in named {
                 self.named.entry(key).or_default().insert(carrier);
             }
@@ -446,7 +453,9 @@ impl World {
             segments.into_iter().for_each(|segment| self.destroy_relays(relay, lane, segment, None));
         }
         let plant = self.plant;
-        self.replace_relay(relay, |_, born| Relay::open([Relay::new_directory(plant), Relay::new_directory(plant)], instances(born), plant));
+        self.replace_relay(relay, |_, born| {
+            Relay::open([Relay::new_directory(plant), Relay::new_directory(plant)], instances(born), plant)
+        });
     }
 
     fn replace_relay(&mut self, relay: usize, next: impl FnOnce(Relay, &mut u64) -> Relay) {

@@ -521,6 +521,11 @@ impl AgentSide {
         })
     }
 
+    /// What the hub said it has of a spool since this agent started.
+    pub fn in_hub(&self, spool: SpoolId) -> Ranges {
+        self.spools.get(&spool).map(|spool| spool.hub.clone()).unwrap_or_default()
+    }
+
     pub fn epoch(&self) -> u32 {
         self.epoch
     }

@@ -145,18 +145,27 @@ impl SpoolRow {
 
     /// Forgets digests of a spool that is over: other content can't come any more. True when something was forgotten.
     pub fn settle(&mut self, now_ms: i64) -> bool {
-        let over = self.closed && self.missing().announced.is_empty();
-        let old = now_ms.saturating_sub(self.arrived_ms) > DIGESTS_MS;
-        let forget = (over || old) && !self.digests.is_empty();
+        let forget = self.needs_no_digests(now_ms) && !self.digests.is_empty();
         if forget {
             self.digests.clear();
         }
         forget
     }
 
-    /// Whether no digests are kept: nothing is left to forget.
-    pub fn is_settled(&self) -> bool {
-        self.digests.is_empty()
+    /// Whether no number can come any more, or none came for a week.
+    pub fn needs_no_digests(&self, now_ms: i64) -> bool {
+        let over = self.closed && self.missing().announced.is_empty();
+        over || now_ms.saturating_sub(self.arrived_ms) > DIGESTS_MS
+    }
+
+    /// Takes the digests out: a database may keep them apart from the row, so that a row that changes with each batch stays small.
+    pub fn take_digests(&mut self) -> BTreeMap<u64, [u8; 8]> {
+        std::mem::take(&mut self.digests)
+    }
+
+    /// Puts a digest that was kept apart back in, before [`judge`](Self::judge) is asked about its number.
+    pub fn know_digest(&mut self, seq: u64, digest: [u8; 8]) {
+        self.digests.insert(seq, digest);
     }
 
     /// The row as one value for the database: a format byte, then counted lists, little-endian.

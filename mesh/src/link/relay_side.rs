@@ -191,16 +191,19 @@ impl RelaySide {
         self.signed.insert(key, (signed.version, bytes));
     }
 
-    /// The highest version of each kind that this relay or one of its agents holds, for the POST's head.
+    /// For the POST's head, per kind: what this relay itself holds (0.0: nothing), so that the hub sends what is newer; and behind it the
+    /// highest that one of its agents reports, where that is higher, so that a hub that was rolled back notices. Only known kinds: what an
+    /// agent makes up must not make the POST too long for the hub.
     pub fn versions(&self) -> Vec<HeldVersion> {
-        let mut highest: BTreeMap<u8, Version> = BTreeMap::new();
-        let own = self.signed.iter().filter(|((_, device), _)| device.is_none()).map(|(&(kind, _), &(version, _))| (kind, version));
-        let reported = self.connections.values().flat_map(|connection| connection.held.iter().map(|(&kind, &version)| (kind, version)));
-        for (kind, version) in own.chain(reported) {
-            let known = highest.entry(kind).or_default();
-            *known = (*known).max(version);
-        }
-        highest.into_iter().map(|(kind, version)| HeldVersion { kind, version }).collect()
+        let kinds = SignedKind::ALL.into_iter().filter(|kind| *kind != SignedKind::Ack).map(SignedKind::as_u8);
+        let of_kind = |kind: u8| {
+            let own = self.signed.get(&(kind, None)).map(|&(version, _)| version);
+            let reported = self.connections.values().filter_map(|connection| connection.held.get(&kind).copied()).max();
+            let higher = reported.filter(|reported| own.is_none_or(|own| own < *reported));
+            let own = own.or(higher.map(|_| Version::default()));
+            [own, higher].into_iter().flatten().map(move |version| HeldVersion { kind, version })
+        };
+        kinds.flat_map(of_kind).collect()
     }
 
     /// Numbers of a device that this relay doesn't have any more.
@@ -310,5 +313,49 @@ impl Connection {
         if meant && self.held.get(&kind).is_none_or(|held| *held < version) {
             self.news.insert(key, bytes.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::BootId;
+
+    #[test]
+    fn a_relay_without_the_policy_that_its_agent_holds_says_both() {
+        let mut side = RelaySide::new(1);
+        let policy = |n| HeldVersion { kind: SignedKind::Policy.as_u8(), version: Version { epoch: 1, n } };
+        let made_up = (0..=255).map(|kind| HeldVersion { kind, version: Version { epoch: 0, n: 0 } });
+        let versions = made_up.chain([policy(4)]).collect();
+        let boot = BootId([0; 16]);
+        let hello = Hello { protocols: (1, 1), dial: 1, boot, wall_ms: 0, boot_ms: 0, zone: String::new(), versions, tails: Vec::new() };
+        side.hello(ConnectionId(1), DeviceId([1; 16]), &hello, 0);
+        let none = HeldVersion { kind: policy(0).kind, version: Version::default() };
+        let of_policy = |side: &RelaySide| side.versions().into_iter().filter(|held| held.kind == none.kind).collect::<Vec<_>>();
+        assert_eq!(of_policy(&side), [none, policy(4)]);
+        assert!(side.versions().len() <= 2 * (SignedKind::ALL.len() - 1));
+        let signed = Signed::new(SignedKind::Policy, policy(4).version, Vec::new());
+        side.signed(signed.bytes().unwrap_or_default().into());
+        assert_eq!(of_policy(&side), [policy(4)]);
+    }
+
+    #[test]
+    fn a_full_snapshot_that_doesnt_fit_goes_on_as_changes() {
+        let mut side = RelaySide::new(1);
+        let boot = BootId([0; 16]);
+        let hello = Hello { protocols: (1, 1), dial: 1, boot, wall_ms: 0, boot_ms: 0, zone: String::new(), versions: Vec::new(), tails: Vec::new() };
+        for n in 1..=5 {
+            side.hello(ConnectionId(n), DeviceId([n as u8; 16]), &hello, 0);
+        }
+        side.snapshot_lost();
+        let mut listed = BTreeSet::new();
+        for full in [true, false, false] {
+            let snapshot = side.snapshot(2);
+            assert_eq!(snapshot.full, full);
+            listed.extend(snapshot.devices.iter().map(|presence| presence.device));
+            side.snapshot_taken(&snapshot);
+        }
+        assert_eq!(listed.len(), 5);
+        assert!(!side.has_presence_news());
     }
 }

@@ -1,0 +1,20 @@
+//! Quiet: the agent: it observes one person's desktop, openly, and keeps what it saw until the hub has it.
+
+pub mod answers;
+pub mod batcher;
+pub mod cli;
+pub mod collect;
+pub mod config;
+pub mod daylog;
+pub mod diary;
+pub mod journal;
+pub mod keeper;
+pub mod news;
+pub mod redact;
+pub mod run;
+pub mod spool;
+pub mod standing;
+pub mod tally;
+pub mod today;
+pub mod uplink;
+pub mod x11;

@@ -1,0 +1,288 @@
+//! Async: the running agent: it starts each part, and ends it in order: the collector, the queue, the way to the branch.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::Context;
+use muster_certs::{Keys, Name, Role, SystemTime};
+use muster_mesh::{
+    clock::{Clock, SystemClock},
+    complaint::Complaint,
+    config::expand,
+    control,
+    ids::{DeviceId, Lane, SpoolId, Version},
+    limits,
+    link::agent_side,
+    queue::segment::Segments,
+    quic::Client,
+    state_dir::StateDir,
+    status::Status,
+};
+use tokio::{
+    sync::{Mutex, Notify, mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    answers::{Answers, Whereabouts},
+    batcher::Closed,
+    collect::{BATCHES_WAITING_MAX, Collector, Parts, Snapshot, day::PolicyInForce},
+    config::Config,
+    daylog::{DAYLOG_BYTES_MAX, DayLog},
+    diary::{Diary, SharedDiary},
+    keeper::{Keeper, Keepers, Plan},
+    news::Newest,
+    spool::{BatchContext, Sizes},
+    standing::Standing,
+    today::Place,
+    uplink::{self, Doing, Link, RelayAddress, Uplink},
+    x11,
+};
+
+/// redb's cache per open segment; two are open in each lane.
+const CACHE_BYTES: usize = 512 << 10;
+/// A certificate that ends within this is worth a word at the start.
+const ENDS_SOON_MS: i64 = 7 * 24 * 3_600 * 1_000;
+
+/// Observes until `stop`.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    refuse_root(&config)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let (keys, device) = keys(&config, clock.now().wall_ms)?;
+    let state = StateDir::open(&expand(&config.state), "agent")?;
+    let status = Status::install();
+
+    let diary = diary(&state, &clock)?;
+    let keepers = Keepers::start(clock.clone()).context("the queue's thread can't be started")?;
+    let keeper = keepers.add(plan(&config, state.path(), device, &clock, &diary)).map_err(|error| unopened(state.path(), &error))?;
+    let Observing { collector, batches, in_force } = observe(&config, state.path(), clock.clone())?;
+    let (asker, collecting) = (collector.asker(), Collecting::new(collector, tokio::spawn(carry(batches, keeper.clone()))));
+    let (link, linked) = watch::channel(Link::default());
+    let relays: Vec<RelayAddress> =
+        config.relays.iter().map(|relay| RelayAddress { address: relay.address.clone(), name: relay.id.clone() }).collect();
+    let names = relays.iter().map(|relay| relay.name.clone()).collect();
+    let wake = Arc::new(Notify::new());
+    let uplink = Uplink {
+        client: Client::new(&keys),
+        relays,
+        keeper: keeper.clone(),
+        doing: doing(asker.snapshot()),
+        news: Arc::new(Newest::new(in_force)),
+        wake: wake.clone(),
+        link,
+    };
+    let closing = CancellationToken::new();
+    let leaving = CancellationToken::new();
+    let uplink = tokio::spawn(uplink.run(leaving.clone()));
+    let sleep = tokio::spawn(uplink::watch_sleep(clock.clone(), wake, closing.clone()));
+
+    let answers = Answers {
+        asker,
+        clock,
+        whereabouts: Arc::new(Queue { keeper, linked, names }),
+        state: state.path().to_path_buf(),
+        diary,
+        collecting: collecting.clone(),
+    };
+    let ready = Arc::new(AtomicBool::new(false));
+    let control = control::serve(&state, move |question| answer(answers.clone(), question), closing.clone()).await?;
+    let health = match config.status {
+        Some(at) => Some(status.serve(at.listen, ready.clone(), closing.clone()).await?.1),
+        None => None,
+    };
+    ready.store(true, Ordering::Relaxed);
+    tracing::info!("muster-agent observes; `muster-agent status` says what");
+
+    stop.cancelled().await;
+    collecting.end().await?;
+    leaving.cancel();
+    uplink.await.context("the way to the branch")?;
+    tokio::task::spawn_blocking(move || keepers.stop()).await.context("the queue's thread")?;
+    closing.cancel();
+    control.await.context("the control socket")?;
+    sleep.await.context("the watch over sleep")?;
+    if let Some(health) = health {
+        health.await.context("health and metrics")?;
+    }
+    Ok(())
+}
+
+/// It observes the person who runs it, and root is nobody's account; tests may run as root.
+fn refuse_root(config: &Config) -> Result<(), Complaint> {
+    if rustix::process::geteuid().is_root() && !config.test_mode {
+        return Err(Complaint::new(
+            "muster-agent observes the person who runs it, and root is no person",
+            "Run it as the user who is signed in (with `test_mode = true` in its configuration it runs as root, for trying it out)",
+        ));
+    }
+    Ok(())
+}
+
+/// Who this agent is stands in its certificate. One that has ended doesn't end collection.
+fn keys(config: &Config, now_ms: i64) -> Result<(Arc<Keys>, DeviceId), Complaint> {
+    let todo = "Name this computer's own files, as `muster-certs issue agent` wrote them";
+    let [certificate, key, roots] = [&config.certificate, &config.key, &config.roots].map(|path| expand(path));
+    let keys = Keys::load(&certificate, &key, &roots, Role::Agent, Arc::new(SystemTime))
+        .map_err(|error| Complaint::new(format!("the agent's certificate can't be used: {error}"), todo))?;
+    if let Err(error) = keys.check_time(now_ms) {
+        tracing::warn!("{error}: no relay will take what is collected before there is a new certificate");
+    } else if keys.expired(now_ms + ENDS_SOON_MS) {
+        tracing::warn!("this computer's certificate ends within 7 days: a new one must be issued");
+    }
+    match keys.identity().name {
+        Name::Agent { device, .. } => Ok((keys, DeviceId(device))),
+        // Its role was checked when it was loaded.
+        other => Err(Complaint::new(format!("{other} is no agent"), todo)),
+    }
+}
+
+// --- the queue ---
+
+fn diary(state: &StateDir, clock: &Arc<dyn Clock>) -> Result<SharedDiary, Complaint> {
+    let log = DayLog::open(state.path(), DAYLOG_BYTES_MAX).map_err(|error| {
+        Complaint::new(format!("the day log in {} can't be opened: {error}", state.path().display()), "Look after the state folder")
+    })?;
+    Ok(Diary::new(clock.clone(), log))
+}
+
+fn plan(config: &Config, state: &Path, device: DeviceId, clock: &Arc<dyn Clock>, diary: &SharedDiary) -> Plan<Segments> {
+    let folders = Lane::ALL.map(|lane| state.join(lane.name()));
+    let open = move || {
+        let [telemetry, pictures] = &folders;
+        Ok([Segments::open(telemetry, CACHE_BYTES)?, Segments::open(pictures, CACHE_BYTES)?])
+    };
+    // The first batch brings what is in force then.
+    let context = BatchContext {
+        policy: Version::default(),
+        notice: Version::default(),
+        erasure: Version::default(),
+        test_mode: config.test_mode,
+        boot: clock.boot(),
+        zone: clock.zone(),
+    };
+    let sizes = Sizes {
+        budgets: [config.queue.budget.get(), config.queue.pictures_budget.get()],
+        segment_bytes: limits::AGENT_SEGMENT_BYTES as u64,
+    };
+    Plan { device, open: Box::new(open), sizes, context, clock: clock.clone(), journal: Some(diary.clone()), shown: true }
+}
+
+fn unopened(state: &Path, error: &crate::spool::SpoolError) -> Complaint {
+    Complaint::new(format!("the queue in {} can't be opened: {error}", state.display()), "Look after that folder and the disk below it")
+}
+
+/// Hands batches to the queue until the collector has ended.
+async fn carry(mut batches: mpsc::Receiver<Closed>, keeper: Keeper) {
+    while let Some(closed) = batches.recv().await {
+        if keeper.keep(closed).await.is_err() {
+            // Its thread broke, and said so; the collector counts what finds no room.
+            return;
+        }
+    }
+}
+
+// --- the collector ---
+
+/// The collector on this desktop, with both ends of what connects it to the rest.
+pub struct Observing {
+    pub collector: Collector,
+    /// What the spool numbers and keeps.
+    pub batches: mpsc::Receiver<Closed>,
+    /// Where the uplink puts the hub's policy.
+    pub in_force: watch::Sender<Option<PolicyInForce>>,
+}
+
+/// Starts the collector on this desktop.
+pub fn observe(config: &Config, state: &Path, clock: Arc<dyn Clock>) -> anyhow::Result<Observing> {
+    let standing = Standing::new(state);
+    let (in_force, receiver) = watch::channel(standing.in_force());
+    let (sender, batches) = mpsc::channel(BATCHES_WAITING_MAX);
+    let parts = Parts { clock, senses: x11::senses(None), test_mode: config.test_mode, standing, in_force: receiver, batches: sender };
+    let collector = Collector::start(parts).context("the collector's thread can't be started")?;
+    Ok(Observing { collector, batches, in_force })
+}
+
+/// Collection, which ends once, by whoever asks first. Clones end the same.
+#[derive(Clone)]
+pub struct Collecting(Arc<Mutex<Option<Running>>>);
+
+struct Running {
+    collector: Collector,
+    /// Hands its batches to the queue.
+    carrier: JoinHandle<()>,
+}
+
+impl Collecting {
+    fn new(collector: Collector, carrier: JoinHandle<()>) -> Collecting {
+        Collecting(Arc::new(Mutex::new(Some(Running { collector, carrier }))))
+    }
+
+    /// Ends collection: when this returns, the last batch is with the queue. What was collected goes on travelling.
+    pub async fn end(&self) -> anyhow::Result<()> {
+        let mut running = self.0.lock().await;
+        if let Some(Running { collector, carrier }) = running.take() {
+            tokio::task::spawn_blocking(move || collector.stop()).await.context("stopping the collector")?;
+            carrier.await.context("the last batches")?;
+        }
+        Ok(())
+    }
+}
+
+/// What presence needs of what the collector does.
+fn doing(mut snapshot: watch::Receiver<Snapshot>) -> watch::Receiver<Doing> {
+    let of = |snapshot: &Snapshot| Doing { state: snapshot.state, since_ms: snapshot.since_ms };
+    let (told, doing) = watch::channel(of(&snapshot.borrow()));
+    tokio::spawn(async move {
+        // Until the collector or the uplink has ended.
+        while snapshot.changed().await.is_ok() && !told.is_closed() {
+            let new = of(&snapshot.borrow_and_update());
+            told.send_if_modified(|old| std::mem::replace(old, new) != new);
+        }
+    });
+    doing
+}
+
+// --- what people ask ---
+
+fn answer(answers: Answers, question: serde_json::Value) -> futures_util::future::BoxFuture<'static, serde_json::Value> {
+    Box::pin(async move { answers.answer(question).await })
+}
+
+/// Where each batch is, by what the queue was told.
+struct Queue {
+    keeper: Keeper,
+    linked: watch::Receiver<Link>,
+    /// Of the relays in the configuration.
+    names: Vec<Name>,
+}
+
+impl Whereabouts for Queue {
+    fn place(&self, spool: SpoolId, seq: u64) -> Place {
+        match self.keeper.view().place(spool, seq).0 {
+            agent_side::Place::Here => Place::Here,
+            agent_side::Place::Branch => Place::Branch,
+            agent_side::Place::Hub => Place::Hub,
+            agent_side::Place::Dropped => Place::Dropped,
+        }
+    }
+
+    fn connection(&self) -> String {
+        let link = self.linked.borrow();
+        match (link.relay.and_then(|relay| self.names.get(relay)), &link.fault) {
+            (Some(Name::Relay { id, .. }), _) => format!("Connected to your branch's relay {id}."),
+            (Some(other), _) => format!("Connected to {other}."),
+            (None, Some(fault)) => format!("Not connected to a relay ({fault}). What is collected waits here."),
+            (None, None) => "Not connected to a relay yet.".into(),
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.linked.borrow().relay.is_some()
+    }
+}

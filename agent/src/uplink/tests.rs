@@ -1,0 +1,45 @@
+//! Quiet: how long the uplink waits, and when it takes another computer for itself. The rest is shown over real sockets in `tests/hop`.
+
+use super::*;
+
+fn replaced() -> SessionEnd {
+    SessionEnd::Closed(Ended::ByPeer { code: Some(CloseCode::Replaced), number: 2, text: String::new() })
+}
+
+#[test]
+fn retries_wait_up_to_twice_as_long_each_time_and_never_more_than_a_minute() {
+    let mut tries = Tries::default();
+    let mut waits = Vec::new();
+    for _ in 0..7 {
+        tries.ended(Duration::ZERO, &SessionEnd::NoWelcome, 0);
+        waits.push(tries.next_wait(1.0).as_secs());
+    }
+    assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60]);
+    assert_eq!(tries.next_wait(0.5).as_secs(), 30);
+    tries.ended(GOOD_AFTER, &SessionEnd::NoWelcome, 0);
+    assert_eq!(tries.next_wait(1.0), RETRY_FIRST);
+}
+
+#[test]
+fn a_connection_that_is_taken_away_again_and_again_is_a_clones() {
+    let mut tries = Tries::default();
+    for minute in 0..20 {
+        tries.ended(Duration::from_secs(30), &replaced(), minute * 30_000);
+        assert!(!tries.is_cloned(), "now and then is no alarm");
+    }
+    let mut tries = Tries::default();
+    for second in 0..3 {
+        tries.ended(Duration::ZERO, &replaced(), second * 10_000);
+        assert!(!tries.is_cloned());
+    }
+    tries.ended(Duration::ZERO, &replaced(), 40_000);
+    assert!(tries.is_cloned() && !tries.is_cloned());
+}
+
+#[test]
+fn a_wake_dials_soon() {
+    let mut tries = Tries::default();
+    (0..5).for_each(|_| tries.ended(Duration::ZERO, &SessionEnd::NoWelcome, 0));
+    tries.ended(Duration::ZERO, &SessionEnd::Woken, 0);
+    assert!(tries.next_wait(1.0) <= RETRY_FIRST);
+}

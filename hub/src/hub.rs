@@ -1,0 +1,37 @@
+//! Async: what every request is answered from.
+
+use std::sync::Arc;
+
+use muster_mesh::clock::Clock;
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::{ingest::Ingest, lockout::Lockout, policy::Policies, presence::Presences, store::Store, token::Tokens};
+
+/// Passwords checked at the same time: each takes a core and 19 MiB for a while.
+const HASHING_MAX: usize = 2;
+
+/// The running hub's parts, shared by all that answers.
+pub struct Hub {
+    pub store: Arc<Store>,
+    pub clock: Arc<dyn Clock>,
+    pub policies: Arc<Policies>,
+    pub presences: Arc<Mutex<Presences>>,
+    pub ingest: Ingest,
+    pub tokens: Tokens,
+    pub lockout: Mutex<Lockout>,
+    pub hashing: Semaphore,
+}
+
+impl Hub {
+    pub fn new(store: Arc<Store>, clock: Arc<dyn Clock>, policies: Arc<Policies>, tokens: Tokens, test_mode: bool) -> Hub {
+        let presences = Arc::<Mutex<Presences>>::default();
+        let ingest =
+            Ingest { store: store.clone(), clock: clock.clone(), policies: policies.clone(), presences: presences.clone(), test_mode };
+        Hub { store, clock, policies, presences, ingest, tokens, lockout: Mutex::default(), hashing: Semaphore::new(HASHING_MAX) }
+    }
+
+    /// Milliseconds UTC.
+    pub fn now_ms(&self) -> i64 {
+        self.clock.now().wall_ms
+    }
+}

@@ -1,0 +1,361 @@
+//! Async: one POST of a relay, from its bytes to the answer.
+//!
+//! Read and open (no lock held) → one transaction: compare, load, decide ([`plan`]), write → commit → answer. Only what was committed is
+//! answered for.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use muster_mesh::{
+    clock::Clock,
+    ids::{DeviceId, InstanceId, Lane, SpoolId, Version},
+    limits,
+    link::hub_ranges::{self, Comparison, SpoolRow},
+    message::{Answer, Ask, HubAck, MessageError, PostHead, ReturnReason, Signed, SignedKind, Taken, VerdictCounts},
+};
+use tokio::sync::Mutex;
+
+use self::plan::{Arrival, Keep, Known, Outcome, Rules, SpoolKey, Whole};
+use crate::{
+    policy::{InForce, Policies},
+    presence::Presences,
+    store::{NewBatch, NewHold, NewLine, PostRows, Store, StoreError, Writing},
+};
+
+pub mod placing;
+pub mod plan;
+
+/// Kinds of `Signed` that a relay may report: more than there will be.
+const VERSIONS_MAX: usize = 64;
+
+/// What takes POSTs.
+pub struct Ingest {
+    pub store: Arc<Store>,
+    pub clock: Arc<dyn Clock>,
+    pub policies: Arc<Policies>,
+    pub presences: Arc<Mutex<Presences>>,
+    pub test_mode: bool,
+}
+
+/// A POST that was not answered for; nothing of it was committed, or all that was committed comes again as a repeat.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// It isn't a POST of this protocol.
+    #[error("the POST doesn't read: {0}")]
+    Malformed(#[from] MessageError),
+    /// The same again, a little later.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the POST was given up inside the hub")]
+    Stopped,
+}
+
+/// What one transaction settled.
+struct Settled {
+    outcomes: Vec<Outcome>,
+    spools: BTreeMap<SpoolKey, SpoolRow>,
+}
+
+impl Ingest {
+    /// Takes a POST of the relay with this name (`site/oslo/relay/oslo-1`).
+    pub async fn post(&self, relay: &str, body: Bytes) -> Result<Answer, IngestError> {
+        let begun = tokio::time::Instant::now();
+        let (head, arrivals) = tokio::task::spawn_blocking(move || read(body)).await.map_err(|_| IngestError::Stopped)??;
+        eprintln!("read {:?}", begun.elapsed());
+        let now_ms = self.clock.now().wall_ms;
+        self.policies.told(&head.versions, now_ms).await?;
+        let answer =
+            if arrivals.is_empty() { self.compare_only(relay, &head).await? } else { self.commit(relay, &head, &arrivals, now_ms).await? };
+        let answer = match answer {
+            Ok(settled) => {
+                if let Some(snapshot) = &head.presence {
+                    self.presences.lock().await.take(relay, snapshot, now_ms);
+                }
+                Answer::Taken(self.taken(&head, &arrivals, settled).await?)
+            }
+            Err(refused) => refused,
+        };
+        metrics::histogram!("muster_hub_post_seconds").record(begun.elapsed().as_secs_f64());
+        Ok(answer)
+    }
+
+    /// A POST without envelopes commits nothing.
+    async fn compare_only(&self, relay: &str, head: &PostHead) -> Result<Result<Settled, Answer>, StoreError> {
+        let numbers = self.store.post_numbers(relay, &instances(head)).await?;
+        Ok(match compared(head, false, &numbers) {
+            Some(refused) => Err(refused),
+            None => Ok(Settled { outcomes: Vec::new(), spools: BTreeMap::new() }),
+        })
+    }
+
+    async fn commit(&self, relay: &str, head: &PostHead, arrivals: &[Arrival], now_ms: i64) -> Result<Result<Settled, Answer>, StoreError> {
+        match self.commit_together(relay, head, arrivals, now_ms).await {
+            Err(error) if !error.is_passing() => {
+                tracing::warn!(%error, relay, "a POST didn't fit into one transaction; its batches go one by one");
+                self.commit_one_by_one(relay, head, arrivals, now_ms).await
+            }
+            done => done,
+        }
+    }
+
+    async fn commit_together(
+        &self,
+        relay: &str,
+        head: &PostHead,
+        arrivals: &[Arrival],
+        now_ms: i64,
+    ) -> Result<Result<Settled, Answer>, StoreError> {
+        let mut writing = self.store.write().await?;
+        let relay_id = writing.relay(relay).await?;
+        let numbers = writing.post_numbers(relay_id, &instances(head)).await?;
+        if let Some(refused) = compared(head, true, &numbers) {
+            return Ok(Err(refused));
+        }
+        let settled = apply(&mut writing, relay_id, arrivals, &self.rules(head, now_ms), plan::decide).await?;
+        set_number(&mut writing, relay_id, head).await?;
+        let t = std::time::Instant::now();
+        writing.commit().await?;
+        eprintln!("commit {:?}", t.elapsed());
+        count(&settled.outcomes);
+        Ok(Ok(settled))
+    }
+
+    /// One batch that the database won't take must not stop the others: it is held, and they go on.
+    async fn commit_one_by_one(
+        &self,
+        relay: &str,
+        head: &PostHead,
+        arrivals: &[Arrival],
+        now_ms: i64,
+    ) -> Result<Result<Settled, Answer>, StoreError> {
+        let mut writing = self.store.write().await?;
+        let relay_id = writing.relay(relay).await?;
+        let numbers = writing.post_numbers(relay_id, &instances(head)).await?;
+        if let Some(refused) = compared(head, true, &numbers) {
+            return Ok(Err(refused));
+        }
+        writing.commit().await?;
+        let rules = self.rules(head, now_ms);
+        let mut all = Settled { outcomes: Vec::new(), spools: BTreeMap::new() };
+        for arrival in arrivals {
+            let settled = self.commit_one(relay_id, std::slice::from_ref(arrival), &rules).await?;
+            all.outcomes.extend(settled.outcomes);
+            all.spools.extend(settled.spools);
+        }
+        let mut writing = self.store.write().await?;
+        let numbers = writing.post_numbers(relay_id, &instances(head)).await?;
+        // A later POST may have come in between: its number stays.
+        if compared(head, true, &numbers).is_none() {
+            set_number(&mut writing, relay_id, head).await?;
+        }
+        writing.commit().await?;
+        count(&all.outcomes);
+        Ok(Ok(all))
+    }
+
+    async fn commit_one(&self, relay_id: i64, arrival: &[Arrival], rules: &Rules) -> Result<Settled, StoreError> {
+        let attempt = async |decide: Decide| {
+            let mut writing = self.store.write().await?;
+            let settled = apply(&mut writing, relay_id, arrival, rules, decide).await?;
+            writing.commit().await.map(|()| settled)
+        };
+        match attempt(plan::decide).await {
+            Err(error) if !error.is_passing() => {
+                tracing::warn!(%error, "a batch is held: its transaction failed twice");
+                attempt(plan::hold).await
+            }
+            done => done,
+        }
+    }
+
+    fn rules(&self, head: &PostHead, now_ms: i64) -> Rules {
+        let retention = self.policies.current().retention();
+        Rules { now_ms, relay_ms: head.relay_ms, test_mode: self.test_mode, retention }
+    }
+
+    async fn taken(&self, head: &PostHead, arrivals: &[Arrival], settled: Settled) -> Result<Taken, IngestError> {
+        let in_force = self.policies.current();
+        let mut counts = VerdictCounts::default();
+        settled.outcomes.iter().for_each(|outcome| counts.add(outcome.verdict));
+        let returned = settled.outcomes.iter().enumerate().filter_map(|(i, outcome)| match outcome.keep {
+            Keep::Back(why) => Some((i as u32, why)),
+            Keep::Rows { .. } | Keep::Envelope { .. } | Keep::Line | Keep::Nothing => None,
+        });
+        let number = if arrivals.is_empty() { 0 } else { head.number };
+        Ok(Taken {
+            number,
+            counts,
+            returned: returned.collect::<Vec<(u32, ReturnReason)>>(),
+            acks: self.acks(head, arrivals, &settled, &in_force).await?,
+            backed_up: [None, None],
+            versions: in_force.versions(),
+            signed: in_force.newer_than(&head.versions)?,
+        })
+    }
+
+    /// Acks for the spools of this POST and for those that are asked for.
+    async fn acks(
+        &self,
+        head: &PostHead,
+        arrivals: &[Arrival],
+        settled: &Settled,
+        in_force: &InForce,
+    ) -> Result<Vec<Vec<u8>>, IngestError> {
+        let mut from: BTreeMap<SpoolKey, u64> = BTreeMap::new();
+        for whole in arrivals.iter().filter_map(Arrival::whole) {
+            let seq = whole.envelope.header().seq;
+            from.entry(whole.key()).and_modify(|lowest| *lowest = seq.min(*lowest)).or_insert(seq);
+        }
+        from.extend(head.asks.iter().map(|ask| ((ask.device, ask.spool), ask.from)));
+        let asked: HashSet<SpoolKey> = from.keys().filter(|key| !settled.spools.contains_key(key)).copied().collect();
+        let asked: Vec<Ask> = asked.into_iter().map(|(device, spool)| Ask { device, spool, from: 1 }).collect();
+        let known = self.store.spool_rows(&asked).await?;
+        let ack = |(key, from): (SpoolKey, u64)| {
+            let row = settled.spools.get(&key).or_else(|| known.get(&key));
+            signed_ack(key, row.map_or_else(HubAck::default, |row| row.ack(from)), in_force.epoch)
+        };
+        Ok(from.into_iter().map(ack).collect::<Result<_, _>>()?)
+    }
+}
+
+/// How a transaction decides.
+type Decide = fn(&[Arrival], &mut Known, &Rules) -> Vec<Outcome>;
+
+/// Reads a POST and opens its envelopes: work for a thread of its own, since inflating is slow.
+fn read(body: Bytes) -> Result<(PostHead, Vec<Arrival>), MessageError> {
+    let (head, posted) = PostHead::read(body)?;
+    check_lists(&head)?;
+    let lane = head.lane;
+    let arrivals = posted.into_iter().map(|posted| match posted {
+        Ok(posted) if posted.envelope.header().lane == lane => Arrival::Whole(Box::new(Whole {
+            digest: posted.envelope.digest(),
+            opened: posted.envelope.open(),
+            facts: posted.facts,
+            envelope: posted.envelope,
+        })),
+        Ok(_) | Err(_) => Arrival::Damaged,
+    });
+    Ok((head, arrivals.collect()))
+}
+
+/// Lists that each cost a look at the database or memory for as long as the hub runs.
+fn check_lists(head: &PostHead) -> Result<(), MessageError> {
+    let devices = head.presence.as_ref().map_or(0, |snapshot| snapshot.devices.len());
+    let tails = head.presence.iter().flat_map(|snapshot| &snapshot.devices).map(|presence| presence.tails.len()).max().unwrap_or(0);
+    let lists = [
+        (head.queues.len(), Lane::ALL.len()),
+        (head.versions.len(), VERSIONS_MAX),
+        (devices, limits::PRESENCE_MAX),
+        (tails, limits::STATE_TAILS_MAX),
+    ];
+    match lists.into_iter().find(|(length, most)| length > most) {
+        Some((length, _)) => Err(MessageError::TooLong(length)),
+        None if head.queues.iter().any(|queue| queue.lane == head.lane) => Ok(()),
+        None => Err(MessageError::Cut),
+    }
+}
+
+fn instances(head: &PostHead) -> Vec<InstanceId> {
+    head.queues.iter().map(|queue| queue.instance).collect()
+}
+
+/// The answer to a POST that may not be committed.
+fn compared(head: &PostHead, has_envelopes: bool, numbers: &HashMap<InstanceId, u64>) -> Option<Answer> {
+    let number_of = |instance| numbers.get(&instance).copied().unwrap_or(0);
+    match hub_ranges::compare(head, has_envelopes, number_of) {
+        Comparison::Fresh => None,
+        Comparison::Stale { number } => Some(Answer::Stale { number }),
+        Comparison::Rewind { queues } => {
+            tracing::warn!("a relay was answered for more than this database knows: it sends again what it still has");
+            Some(Answer::Rewind { queues })
+        }
+    }
+}
+
+async fn set_number(writing: &mut Writing<'_>, relay_id: i64, head: &PostHead) -> Result<(), StoreError> {
+    match head.queues.iter().find(|queue| queue.lane == head.lane) {
+        Some(queue) => writing.set_post_number(relay_id, queue.instance, head.lane, head.number).await,
+        None => Err(StoreError::Other("a POST without the queue of its lane".into())),
+    }
+}
+
+/// Loads, decides and writes, inside the transaction.
+async fn apply(
+    writing: &mut Writing<'_>,
+    relay_id: i64,
+    arrivals: &[Arrival],
+    rules: &Rules,
+    decide: Decide,
+) -> Result<Settled, StoreError> {
+    let t0 = std::time::Instant::now();
+    let (loaded, mut known) = writing.load(&plan::touched(arrivals), &plan::boots(arrivals), &plan::numbers(arrivals)).await?;
+    let t1 = std::time::Instant::now();
+    let outcomes = decide(arrivals, &mut known, rules);
+    let t2 = std::time::Instant::now();
+    writing.add(&loaded, relay_id, rules.now_ms, post_rows(arrivals, &outcomes)?).await?;
+    let t3 = std::time::Instant::now();
+    writing.save(&loaded, &mut known, rules.now_ms).await?;
+    eprintln!("load {:?} decide {:?} add {:?} save {:?}", t1-t0, t2-t1, t3-t2, t3.elapsed());
+    Ok(Settled { outcomes, spools: known.spools })
+}
+
+fn post_rows<'a>(arrivals: &'a [Arrival], outcomes: &'a [Outcome]) -> Result<PostRows<'a>, StoreError> {
+    let mut rows = PostRows::default();
+    let (mut repeats, mut returned, mut left_out) = (0, 0, 0);
+    for (arrival, outcome) in arrivals.iter().zip(outcomes) {
+        let Some(whole) = arrival.whole() else {
+            returned += 1;
+            continue;
+        };
+        let (key, seq) = (whole.key(), whole.envelope.header().seq);
+        match &outcome.keep {
+            Keep::Rows { placed, records } => {
+                // Only an opened batch is judged to become rows.
+                let Ok(batch) = &whole.opened else { continue };
+                left_out += (batch.records.len() - records.len()) as u64;
+                rows.batches.push(NewBatch { batch, placed: *placed, records, receipt_ms: whole.facts.receipt_ms });
+            }
+            Keep::Envelope { alarm } => rows.holds.push(NewHold {
+                key,
+                seq,
+                digest: whole.digest,
+                reason: outcome.reason,
+                facts: whole.facts.bytes().map_err(|error| StoreError::Other(error.to_string()))?.to_vec(),
+                envelope: whole.envelope.bytes(),
+                alarm: *alarm,
+            }),
+            Keep::Line => rows.lines.push(NewLine { key, seq, verdict: outcome.verdict, reason: outcome.reason }),
+            Keep::Nothing => repeats += 1,
+            Keep::Back(_) => returned += 1,
+        }
+    }
+    rows.counters = vec![("repeated_batches", repeats), ("returned_batches", returned), ("expired_records_left_out", left_out)];
+    Ok(rows)
+}
+
+fn signed_ack((device, spool): (DeviceId, SpoolId), ack: HubAck, epoch: u32) -> Result<Vec<u8>, MessageError> {
+    let mut signed = Signed::new(SignedKind::Ack, Version { epoch, n: 0 }, ack.bytes()?);
+    signed.device = Some(device);
+    signed.spool = Some(spool);
+    signed.bytes()
+}
+
+fn count(outcomes: &[Outcome]) {
+    let (mut counts, mut rows): (HashMap<&'static str, u64>, u64) = Default::default();
+    for outcome in outcomes {
+        *counts.entry(outcome.verdict.name()).or_default() += 1;
+        if let Keep::Rows { records, .. } = &outcome.keep {
+            rows += records.len() as u64;
+        }
+        if outcome.keep == (Keep::Envelope { alarm: true }) {
+            tracing::warn!("other content under a known number: two computers with one identity, or a copied disk");
+        }
+    }
+    for (verdict, n) in counts {
+        metrics::counter!("muster_hub_batches_total", "verdict" => verdict).increment(n);
+    }
+    metrics::counter!("muster_hub_records_total").increment(rows);
+}

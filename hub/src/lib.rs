@@ -1,0 +1,20 @@
+//! Quiet: the hub: takes the relays' batches, keeps them as rows, deletes them in time, and answers people.
+
+pub mod api;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod day;
+pub mod hub;
+pub mod ingest;
+pub mod issued;
+pub mod lockout;
+pub mod password;
+pub mod policy;
+pub mod presence;
+pub mod retention;
+pub mod rows;
+pub mod running;
+pub mod serve;
+pub mod store;
+pub mod token;

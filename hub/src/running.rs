@@ -1,0 +1,118 @@
+//! Async: a hub from its configuration to its end.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use muster_certs::{Keys, Role};
+use muster_mesh::{
+    clock::{Clock, SystemClock},
+    complaint::Complaint,
+    state_dir::StateDir,
+    status::Status,
+};
+use tokio::{task::JoinHandle, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{api, config::Config, hub::Hub, issued::Listed, policy::Policies, retention, serve, store::Store, token::Tokens};
+
+const TOKEN_KEY: &str = "token.key";
+/// How soon a changed policy or list is seen.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A hub that answers. Dropped without [`drain`](Running::drain), its tasks end with the runtime.
+pub struct Running {
+    pub mesh: SocketAddr,
+    pub web: SocketAddr,
+    pub status: SocketAddr,
+    stop: CancellationToken,
+    /// In the order of their end: first nothing new comes in, then nothing is swept or looked at.
+    tasks: Vec<JoinHandle<()>>,
+    store: Arc<Store>,
+    _state: StateDir,
+}
+
+/// Starts everything. `restored`: the database comes from a backup, so every version is above all that was ever given out.
+pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
+    let status = Status::install();
+    let state = StateDir::open(&config.state, "hub")?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let keys = keys(&config)?;
+    warn_of_end(&keys, clock.now().wall_ms);
+    let store = Arc::new(Store::open(&config.store.url).await?);
+    let now_ms = clock.now().wall_ms;
+    let policies = Policies::open(store.clone(), config.policy.clone(), config.test_mode, restored, now_ms).await?;
+    let listed = Listed::open(store.clone(), config.issued.clone()).await?;
+    let tokens = Tokens::open(&state.join(TOKEN_KEY))?;
+    let hub = Arc::new(Hub::new(store.clone(), clock.clone(), Arc::new(policies), tokens, config.test_mode));
+
+    let mesh = serve::bind(config.mesh.listen, "mesh.listen").await?;
+    let web = serve::bind(config.web.listen, "web.listen").await?;
+    let (mesh_address, web_address) = (mesh.local_addr()?, web.local_addr()?);
+    let stop = CancellationToken::new();
+    let ready = Arc::new(AtomicBool::new(true));
+    let (status_address, status_task) = status.serve(config.status.listen, ready.clone(), stop.clone()).await?;
+    let tasks = vec![
+        serve::spawn(mesh, serve::Door::mesh(keys, clock)?, api::mesh(&hub), stop.clone()),
+        serve::spawn(web, serve::Door::Web, api::web(&hub), stop.clone()),
+        retention::spawn(hub.clone(), stop.clone()),
+        spawn_looking(hub.clone(), listed, ready, stop.clone()),
+        status_task,
+    ];
+    tracing::info!(mesh = %mesh_address, web = %web_address, test_mode = config.test_mode, "the hub answers");
+    Ok(Running { mesh: mesh_address, web: web_address, status: status_address, stop, tasks, store, _state: state })
+}
+
+impl Running {
+    /// Takes nothing new, answers what was asked, and closes the database.
+    pub async fn drain(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "a task of the hub ended badly");
+            }
+        }
+        self.store.close().await;
+        tracing::info!("the hub has stopped");
+    }
+}
+
+/// Certificate, key and roots, for `serve` and `check`.
+pub fn keys(config: &Config) -> Result<Arc<Keys>, Complaint> {
+    let mesh = &config.mesh;
+    let time = Arc::new(muster_certs::SystemTime);
+    Keys::load(&mesh.certificate, &mesh.key, &mesh.roots, Role::Hub, time).map_err(|error| {
+        Complaint::new(format!("The hub's certificate can't be used ({error})"), "Give what `muster-certs issue hub` wrote in [mesh]")
+    })
+}
+
+/// An expired certificate ends nothing here: relays keep what they have until there is a new one.
+fn warn_of_end(keys: &Keys, now_ms: i64) {
+    if let Err(error) = keys.check_time(now_ms) {
+        tracing::warn!("no relay will connect: {error}");
+    }
+}
+
+/// Looks at the policy and at the list of devices, and takes over what changed.
+fn spawn_looking(hub: Arc<Hub>, mut listed: Listed, ready: Arc<AtomicBool>, stop: CancellationToken) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = sleep(LOOK_EVERY) => {}
+                () = stop.cancelled() => return,
+            }
+            ready.store(hub.store.is_up().await, Ordering::Relaxed);
+            if let Err(error) = hub.policies.look(hub.now_ms()).await {
+                tracing::warn!(%error, "a changed policy isn't kept yet");
+            }
+            if let Err(error) = listed.look().await {
+                tracing::warn!(%error, "the list of devices isn't kept yet");
+            }
+        }
+    })
+}

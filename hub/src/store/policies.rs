@@ -1,0 +1,54 @@
+//! Async: the hub's epoch, and every version of the policy that it gave out.
+
+use muster_mesh::{ids::Version, policy::Policy};
+use sqlx::Row;
+
+use super::{Store, StoreError};
+
+const EPOCH: &str = "epoch";
+
+/// A policy with its version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredPolicy {
+    pub version: Version,
+    pub policy: Policy,
+}
+
+impl Store {
+    /// The hub's epoch; 1 until it was restored or rolled back.
+    pub async fn epoch(&self) -> Result<u32, StoreError> {
+        let row = sqlx::query("SELECT value FROM settings WHERE name = $1").bind(EPOCH).fetch_optional(&self.readers).await?;
+        let epoch: i64 = row.map_or(Ok(1), |row| row.try_get(0))?;
+        epoch.try_into().map_err(|_| StoreError::Other("the hub's epoch isn't a number below 2^32".into()))
+    }
+
+    /// The policy that was given out last.
+    pub async fn newest_policy(&self) -> Result<Option<StoredPolicy>, StoreError> {
+        let select = "SELECT epoch, n, body FROM policies ORDER BY epoch DESC, n DESC LIMIT 1";
+        let Some(row) = sqlx::query(select).fetch_optional(&self.readers).await? else { return Ok(None) };
+        let number = |i: usize| -> Result<u32, StoreError> {
+            row.try_get::<i64, _>(i)?.try_into().map_err(|_| StoreError::Other("a policy's version isn't a number below 2^32".into()))
+        };
+        let body: Vec<u8> = row.try_get(2)?;
+        let policy = Policy::from_bytes(&body).map_err(|error| StoreError::Other(format!("the stored policy doesn't read: {error}")))?;
+        Ok(Some(StoredPolicy { version: Version { epoch: number(0)?, n: number(1)? }, policy }))
+    }
+
+    /// Keeps a new version, and the epoch, before anyone is told of them.
+    pub async fn add_policy(&self, epoch: u32, new: &StoredPolicy, now_ms: i64) -> Result<(), StoreError> {
+        let mut writing = self.write().await?;
+        sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value")
+            .bind(EPOCH)
+            .bind(i64::from(epoch))
+            .execute(&mut *writing.transaction)
+            .await?;
+        sqlx::query("INSERT INTO policies (epoch, n, at_ms, body) VALUES ($1, $2, $3, $4)")
+            .bind(i64::from(new.version.epoch))
+            .bind(i64::from(new.version.n))
+            .bind(now_ms)
+            .bind(new.policy.to_bytes())
+            .execute(&mut *writing.transaction)
+            .await?;
+        writing.commit().await
+    }
+}

@@ -1,0 +1,369 @@
+//! Async: a running hub on real sockets: relays over mutual TLS, people over HTTP.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use muster_certs::{Ca, DIALLED_NAME, Keys, Name, Role, SystemTime, client_config};
+use muster_hub::{
+    api::{
+        self,
+        routes::{Access, Entry, Method, ROUTES},
+    },
+    config::{Config, Mesh, StatusAt, StoreAt, Web},
+    password,
+    running::{self, Running},
+    serve,
+    store::Store,
+};
+use muster_mesh::{
+    clock::{Clock, SystemClock},
+    message::{Answer, PostHead, SYNC_CONTENT_TYPE},
+    record,
+};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use world::*;
+
+const PASSWORD: &str = "correct-horse";
+
+/// A hub with its own CA.
+struct House {
+    folder: tempfile::TempDir,
+    ca: Ca,
+    config: Config,
+    running: Option<Running>,
+}
+
+impl House {
+    async fn new() -> House {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::init(&folder.path().join("ca"), "muster.test").unwrap();
+        let at = |name: &str| folder.path().join(name);
+        write_keys(&at("hub"), &ca.issue_hub("hub-1").unwrap());
+        std::fs::write(at("policy.toml"), include_str!("policy.toml")).unwrap();
+        let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let config = Config {
+            state: at("state"),
+            policy: at("policy.toml"),
+            issued: ca.issued_path(),
+            test_mode: true,
+            mesh: Mesh { listen: anywhere, certificate: at("hub.pem"), key: at("hub.key"), roots: ca.roots_path() },
+            web: Web { listen: anywhere },
+            store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
+            status: StatusAt { listen: anywhere },
+        };
+        let store = Store::open(&config.store.url).await.unwrap();
+        assert!(store.create_admin("kari", &password::hash(PASSWORD).unwrap(), 0).await.unwrap());
+        store.close().await;
+        let running = running::start(config.clone(), false).await.unwrap();
+        House { folder, ca, config, running: Some(running) }
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.running().web)
+    }
+
+    /// A client with this certificate's name and keys.
+    fn dial(&self, name: &str, role: Role) -> reqwest::Client {
+        let path = self.folder.path().join(name);
+        let (certificate, key) = (path.with_extension("pem"), path.with_extension("key"));
+        let keys = Keys::load(&certificate, &key, &self.ca.roots_path(), role, Arc::new(SystemTime)).unwrap();
+        let tls = client_config(&keys, &Name::Hub { id: "hub-1".into() }, &[b"h2", b"http/1.1"]).unwrap();
+        reqwest::Client::builder().tls_backend_preconfigured(tls).resolve(DIALLED_NAME, self.running().mesh).build().unwrap()
+    }
+
+    fn relay(&self) -> reqwest::Client {
+        write_keys(&self.folder.path().join("relay"), &self.ca.issue_relay("oslo", "oslo-1").unwrap());
+        self.dial("relay", Role::Relay)
+    }
+
+    fn sync_url(&self, protocol: &str) -> String {
+        format!("https://{DIALLED_NAME}:{}/sync/{protocol}", self.running().mesh.port())
+    }
+
+    async fn token(&self) -> String {
+        let answer = login(&self.url(""), "kari", PASSWORD).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.json::<Value>().await.unwrap()["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn stop(mut self) -> (tempfile::TempDir, Config) {
+        self.running.take().unwrap().drain().await;
+        (self.folder, self.config)
+    }
+}
+
+#[tokio::test]
+async fn a_relays_post_travels_over_mutual_tls_into_rows_that_the_api_proves() {
+    let house = House::new().await;
+    let now_ms = SystemClock::new().now().wall_ms;
+    let mut real = batch(1, vec![activity(now_ms, 100), focus(now_ms, "xterm"), heartbeat(now_ms)]);
+    real.head.wall_ms = now_ms;
+    let answer = post(&house, &house.relay(), "1", &body(now_ms, &[real.seal().unwrap()])).await;
+    assert_eq!(answer.version(), reqwest::Version::HTTP_2);
+    assert_eq!((answer.status(), answer.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, SYNC_CONTENT_TYPE));
+    let Answer::Taken(taken) = Answer::read(&answer.bytes().await.unwrap()).unwrap() else { panic!() };
+    assert_eq!((taken.counts.stored, taken.signed.len()), (1, 2));
+
+    let token = house.token().await;
+    let client = reqwest::Client::new();
+    let asked = json!({ "spools": [{ "device": device(1), "spool": spool(1), "first": 1, "last": 9 }] });
+    let proof = client.post(house.url("/api/v1/check/spools")).bearer_auth(&token).json(&asked).send().await.unwrap();
+    let proof: Value = proof.json().await.unwrap();
+    let sha256: String = record::digest(&real.records).iter().map(|byte| format!("{byte:02x}")).collect();
+    let number = json!({ "seq": 1, "verdict": "stored", "count": 3, "sha256": sha256 });
+    assert_eq!(proof["spools"][0]["numbers"], json!([number]));
+    let summary: Value = client.get(house.url("/api/v1/summary")).bearer_auth(&token).send().await.unwrap().json().await.unwrap();
+    assert_eq!((&summary["kinds"]["focus"], &summary["duplicates"], &summary["missing"]), (&json!(1), &json!(0), &json!(0)));
+    let metrics = client.get(format!("http://{}/metrics", house.running().status)).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("muster_hub_records_total"), "{metrics}");
+    assert!(!metrics.contains(&device(1).to_string()));
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn only_relays_pass_the_mesh_port_and_only_our_protocol_is_spoken() {
+    let house = House::new().await;
+    let body = body(0, &[]);
+    let agent = house.ca.issue_agent("oslo", "kari", "Kari").unwrap();
+    write_keys(&house.folder.path().join("agent"), &agent.signed);
+    let refused = house.dial("agent", Role::Agent).post(house.sync_url("1")).body(body.clone()).send().await;
+    assert!(refused.is_err());
+    let relay = house.relay();
+    let other = post(&house, &relay, "2", &body).await;
+    assert_eq!(other.status(), StatusCode::NOT_FOUND);
+    let problem: Value = other.json().await.unwrap();
+    assert_eq!(problem["detail"], "this hub speaks /sync/1 to /sync/1");
+    assert_eq!(post(&house, &relay, "1", &[1, 2, 3]).await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(post(&house, &relay, "1", &vec![0; (8 << 20) + 1]).await.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let plain = relay.post(house.sync_url("1")).body(body.clone()).send().await.unwrap();
+    assert_eq!(plain.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(relay.get(house.sync_url("1")).send().await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
+    // The API isn't there, and relays aren't at the web port.
+    let api = format!("https://{DIALLED_NAME}:{}/api/v1/devices", house.running().mesh.port());
+    assert_eq!(relay.get(api).send().await.unwrap().status(), StatusCode::NOT_FOUND);
+    assert_eq!(reqwest::Client::new().post(house.url("/sync/1")).body(body).send().await.unwrap().status(), StatusCode::NOT_FOUND);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn each_route_answers_whom_its_row_says_and_each_look_is_on_record() {
+    let house = House::new().await;
+    let now_ms = SystemClock::new().now().wall_ms;
+    post(&house, &house.relay(), "1", &body(now_ms, &[sealed(1)])).await;
+    let token = house.token().await;
+    let client = reqwest::Client::new();
+    let mut personal = 0;
+    for entry in ROUTES {
+        let send = async |token: Option<&str>| {
+            let url = house.url(&entry.path.replace("{device}", &device(1).to_string()).replace("{day}", "2026-11-23"));
+            let request = match entry.method {
+                Method::Get => client.get(url),
+                Method::Post => client.post(url).json(&right_body(entry)),
+            };
+            let request = match token {
+                Some(token) => request.bearer_auth(token),
+                None => request,
+            };
+            request.send().await.unwrap()
+        };
+        let refused = match entry.access {
+            Access::Anyone => StatusCode::OK,
+            Access::Admin => StatusCode::UNAUTHORIZED,
+        };
+        let looks = looks(&house).await;
+        assert_eq!(send(None).await.status(), refused, "{}", entry.path);
+        assert_eq!(send(Some("a.b.c")).await.status(), refused, "{}", entry.path);
+        assert_eq!(self::looks(&house).await, looks, "{}: a look that saw nothing", entry.path);
+        let answer = send(Some(&token)).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{}: {}", entry.path, answer.text().await.unwrap());
+        assert_eq!(self::looks(&house).await, looks + i64::from(entry.looks), "{}", entry.path);
+        personal += i64::from(entry.looks);
+        let wrong_method = match entry.method {
+            Method::Get => client.delete(house.url(&entry.path.replace(['{', '}'], ""))),
+            Method::Post => client.get(house.url(entry.path)),
+        };
+        assert!([StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_FOUND].contains(&wrong_method.send().await.unwrap().status()));
+    }
+    let shown: Value = client.get(house.url("/api/v1/looks")).bearer_auth(&token).send().await.unwrap().json().await.unwrap();
+    assert_eq!(shown["looks"].as_array().unwrap().len() as i64, personal);
+    assert_eq!(shown["looks"][0]["who"], "kari");
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_looks_the_same_whatever_it_is() {
+    let house = House::new().await;
+    let token = house.token().await;
+    let client = reqwest::Client::new();
+    let mut bodies = Vec::new();
+    for path in [format!("/api/v1/devices/{}", device(9)), "/api/v1/devices/..%2f..".into(), "/api/v1/nothing".into(), "/".into()] {
+        let answer = client.get(house.url(&path)).bearer_auth(&token).send().await.unwrap();
+        assert_eq!(
+            (answer.status(), &answer.headers()["content-type"]),
+            (StatusCode::NOT_FOUND, &"application/problem+json".parse().unwrap())
+        );
+        bodies.push(answer.text().await.unwrap());
+    }
+    assert!(bodies.iter().all(|body| *body == bodies[0]), "{bodies:?}");
+    for (path, field) in [
+        ("/api/v1/devices?limit=1000000000", "limit"),
+        ("/api/v1/devices?limit=-1", "limit"),
+        ("/api/v1/devices?sort=name", "query"),
+        ("/api/v1/summary?since=yesterday", "since"),
+    ] {
+        let answer = client.get(house.url(path)).bearer_auth(&token).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNPROCESSABLE_ENTITY, "{path}");
+        assert!(answer.text().await.unwrap().contains(field), "{path}");
+    }
+    for bad in
+        [r#"{"name":"kari"}"#, r#"{"name":"kari","password":"x","admin":true}"#, r#"{"name":"a","name":"b","password":"x"}"#, "[]", ""]
+    {
+        let answer = client.post(house.url("/api/v1/login")).body(bad).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{bad}");
+    }
+    let large = client.post(house.url("/api/v1/login")).body(vec![b' '; 1 << 20]).send().await.unwrap();
+    assert_eq!(large.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_that_points_here_from_elsewhere_is_not_answered() {
+    let house = House::new().await;
+    let client = reqwest::Client::new();
+    let answer = client.get(house.url("/api/v1/devices")).header("host", "evil.example").send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::MISDIRECTED_REQUEST);
+    let answer = client.get(house.url("/api/v1/devices")).header("host", "localhost:1").send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_passwords_and_unknown_names_sound_alike_and_make_one_wait() {
+    // A clock that stands: however slow this machine is, no wait ends by itself.
+    let world = World::new().await;
+    assert!(world.hub.store.create_admin("kari", &password::hash(PASSWORD).unwrap(), 0).await.unwrap());
+    let listener = serve::bind("127.0.0.1:0".parse().unwrap(), "web.listen").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let stop = tokio_util::sync::CancellationToken::new();
+    let serving = serve::spawn(listener, serve::Door::Web, api::web(&world.hub), stop.clone());
+
+    let (wrong, unknown) = (login(&url, "kari", "wrong").await, login(&url, "nobody", "wrong").await);
+    assert_eq!((wrong.status(), unknown.status()), (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED));
+    assert_eq!(wrong.text().await.unwrap(), unknown.text().await.unwrap());
+    let tries = (0..12).map(|_| login(&url, "kari", "wrong"));
+    let statuses: Vec<_> = futures_util::future::join_all(tries).await.iter().map(|answer| answer.status()).collect();
+    let checked = statuses.iter().filter(|status| **status == StatusCode::UNAUTHORIZED).count();
+    assert_eq!(checked, 4, "parallel tries slipped through: {statuses:?}");
+    let waiting = login(&url, "kari", PASSWORD).await;
+    assert_eq!((waiting.status(), waiting.headers()["retry-after"].to_str().unwrap()), (StatusCode::TOO_MANY_REQUESTS, "1"));
+    world.clock.advance(1_000);
+    assert_eq!(login(&url, "kari", PASSWORD).await.status(), StatusCode::OK);
+    stop.cancel();
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_stops_a_start_is_one_clear_line() {
+    let house = House::new().await;
+    let (web, config) = (house.running().web, house.config.clone());
+    let twice = start_fails(&config).await;
+    assert!(twice.contains("already running"), "{twice}");
+    let other_state = Config { state: house.folder.path().join("state-2"), web: Web { listen: web }, ..config.clone() };
+    let in_use = start_fails(&other_state).await;
+    assert!(in_use.contains("in use") && in_use.contains("web.listen"), "{in_use}");
+    let (folder, config) = house.stop().await;
+    write_keys(&folder.path().join("relay"), &Ca::open(&folder.path().join("ca")).unwrap().issue_relay("oslo", "oslo-1").unwrap());
+    let wrong_role = Config {
+        mesh: Mesh { certificate: path(&folder, "relay.pem"), key: path(&folder, "relay.key"), ..config.mesh.clone() },
+        ..config.clone()
+    };
+    let refused = start_fails(&wrong_role).await;
+    assert!(refused.contains("certificate"), "{refused}");
+    std::fs::write(&config.policy, "purpose = 3").unwrap();
+    let broken = start_fails(&config).await;
+    assert!(broken.contains("purpose") && broken.contains("policy.toml"), "{broken}");
+}
+
+#[tokio::test]
+async fn a_changed_policy_and_list_are_seen_and_broken_ones_change_nothing() {
+    let house = House::new().await;
+    let token = house.token().await;
+    let client = reqwest::Client::new();
+    let get = async |path: &str| client.get(house.url(path)).bearer_auth(&token).send().await.unwrap().json::<Value>().await.unwrap();
+    assert_eq!(get("/api/v1/policy").await["version"]["n"], 1);
+    let policy = include_str!("policy.toml");
+    std::fs::write(&house.config.policy, policy.replace("titles = true", "titles = perhaps")).unwrap();
+    let agent = house.ca.issue_agent("oslo", "ola", "Ola N.").unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    assert_eq!(get("/api/v1/policy").await["version"]["n"], 1);
+    let shown = get(&format!("/api/v1/devices/{}", muster_mesh::ids::DeviceId(agent.device()))).await;
+    assert_eq!((&shown["display"], &shown["presence"]["state"]), (&json!("Ola N."), &json!("no_signal")));
+    std::fs::write(&house.config.policy, policy.replace("titles = true", "titles = false")).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    let shown = get("/api/v1/policy").await;
+    assert_eq!((&shown["version"]["n"], &shown["notice"]["n"]), (&json!(2), &json!(1)));
+    house.stop().await;
+}
+
+fn path(folder: &tempfile::TempDir, name: &str) -> PathBuf {
+    folder.path().join(name)
+}
+
+async fn start_fails(config: &Config) -> String {
+    let error = running::start(config.clone(), false).await.err().unwrap();
+    let line = muster_mesh::complaint::line("hub", &error);
+    assert!(line.starts_with("muster-hub: ") && !line.contains('\n'), "{line}");
+    line
+}
+
+fn write_keys(path: &std::path::Path, signed: &muster_certs::Signed) {
+    let files = muster_certs::files::write_secret(&path.with_extension("key"), signed.key_pem.as_bytes());
+    files.unwrap();
+    std::fs::write(path.with_extension("pem"), &signed.pem).unwrap();
+}
+
+async fn login(url: &str, name: &str, password: &str) -> reqwest::Response {
+    let credentials = json!({ "name": name, "password": password });
+    reqwest::Client::new().post(format!("{url}/api/v1/login")).json(&credentials).send().await.unwrap()
+}
+
+async fn post(house: &House, relay: &reqwest::Client, protocol: &str, body: &[u8]) -> reqwest::Response {
+    relay.post(house.sync_url(protocol)).header("content-type", SYNC_CONTENT_TYPE).body(body.to_vec()).send().await.unwrap()
+}
+
+fn body(now_ms: i64, envelopes: &[muster_mesh::batch::Envelope]) -> Vec<u8> {
+    use muster_mesh::{ids::Lane, message::QueueState};
+    let queue = |lane| QueueState { lane, instance: instance(RELAY, lane), answered: 0 };
+    let head = PostHead {
+        lane: Lane::Telemetry,
+        number: u64::from(!envelopes.is_empty()),
+        queues: Lane::ALL.map(queue).to_vec(),
+        asks: Vec::new(),
+        presence: None,
+        relay_ms: now_ms,
+        versions: Vec::new(),
+    };
+    let facts = muster_mesh::message::Facts { zero_ms: now_ms - 1_000_000, ..facts(now_ms) }.bytes().unwrap();
+    head.body(envelopes.iter().map(|envelope| (&facts[..], &envelope.bytes()[..]))).unwrap().to_vec()
+}
+
+fn right_body(entry: &Entry) -> Value {
+    match entry.path {
+        "/api/v1/login" => json!({ "name": "kari", "password": PASSWORD }),
+        "/api/v1/check/spools" => json!({ "spools": [] }),
+        other => panic!("{other} needs a body here"),
+    }
+}
+
+async fn looks(house: &House) -> i64 {
+    let token = house.token().await;
+    let shown = reqwest::Client::new().get(house.url("/api/v1/looks?limit=1000")).bearer_auth(token).send().await.unwrap();
+    shown.json::<Value>().await.unwrap()["looks"].as_array().unwrap().len() as i64
+}

@@ -1,0 +1,213 @@
+//! Async: a hub's database with a clock that stands, and relays and devices that bring what a test wants.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use muster_hub::{hub::Hub, policy::Policies, store::Store, token::Tokens};
+use muster_mesh::{
+    batch::{Batch, Envelope, Head, Tail},
+    clock::{Clock, ManualClock, Reading},
+    ids::{BootId, DeviceId, InstanceId, Lane, SpoolId, Version},
+    message::{Answer, Ask, Facts, HubAck, PostHead, QueueState, Signed, Taken},
+    record::{Activity, Application, Focus, Gap, GapReason, Heartbeat, Kind, Numbers, Record, Session, Source, State},
+};
+
+/// 2026-11-23T09:00:02Z, a Monday.
+pub const NOW: i64 = 1_795_424_402_000;
+pub const DAY_MS: i64 = 86_400_000;
+pub const BOOT: BootId = BootId([0xb0; 16]);
+pub const RELAY: &str = "site/oslo/relay/oslo-1";
+
+pub struct World {
+    pub hub: Arc<Hub>,
+    pub clock: ManualClock,
+    pub folder: tempfile::TempDir,
+    numbers: HashMap<(String, Lane), u64>,
+}
+
+impl World {
+    pub async fn new() -> World {
+        World::with(true).await
+    }
+
+    pub async fn with(test_mode: bool) -> World {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("policy.toml"), include_str!("../policy.toml")).unwrap();
+        let clock = ManualClock::new(Reading { wall_ms: NOW, boot_ms: 1_000_000 }, BOOT);
+        let hub = open(folder.path(), &clock, test_mode, false).await;
+        World { hub, clock, folder, numbers: HashMap::new() }
+    }
+
+    /// The same database with a new hub.
+    pub async fn restart(&mut self, restored: bool) {
+        self.hub.store.close().await;
+        self.hub = open(self.folder.path(), &self.clock, true, restored).await;
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("muster.db")
+    }
+
+    pub fn url(&self) -> String {
+        format!("sqlite://{}", self.database().display())
+    }
+
+    pub fn now_ms(&self) -> i64 {
+        self.clock.now().wall_ms
+    }
+
+    /// A head of the relay's next POST.
+    pub fn head(&mut self, relay: &str, envelopes: bool) -> PostHead {
+        let answered = *self.numbers.entry((relay.into(), Lane::Telemetry)).or_default();
+        let queue = |lane: Lane, answered| QueueState { lane, instance: instance(relay, lane), answered };
+        PostHead {
+            lane: Lane::Telemetry,
+            number: if envelopes { answered + 1 } else { 0 },
+            queues: vec![queue(Lane::Telemetry, answered), queue(Lane::Pictures, 0)],
+            asks: Vec::new(),
+            presence: None,
+            relay_ms: self.now_ms(),
+            versions: Vec::new(),
+        }
+    }
+
+    /// Posts envelopes, and counts on from the answer as a relay does.
+    pub async fn post(&mut self, envelopes: &[Envelope]) -> Taken {
+        self.post_by(RELAY, envelopes, &[]).await
+    }
+
+    pub async fn post_by(&mut self, relay: &str, envelopes: &[Envelope], asks: &[Ask]) -> Taken {
+        let mut head = self.head(relay, !envelopes.is_empty());
+        head.asks = asks.to_vec();
+        match self.send(relay, &head, envelopes).await {
+            Answer::Taken(taken) => {
+                if !envelopes.is_empty() {
+                    self.numbers.insert((relay.into(), Lane::Telemetry), taken.number);
+                }
+                taken
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn send(&self, relay: &str, head: &PostHead, envelopes: &[Envelope]) -> Answer {
+        let facts: Vec<_> = envelopes.iter().map(|_| facts(self.now_ms())).collect();
+        self.send_with(relay, head, envelopes, &facts).await
+    }
+
+    pub async fn send_with(&self, relay: &str, head: &PostHead, envelopes: &[Envelope], facts: &[Facts]) -> Answer {
+        let facts: Vec<_> = facts.iter().map(|facts| facts.bytes().unwrap()).collect();
+        let entries = facts.iter().zip(envelopes).map(|(facts, envelope)| (&facts[..], &envelope.bytes()[..]));
+        self.hub.ingest.post(relay, head.body(entries).unwrap()).await.unwrap()
+    }
+
+    /// One number from SQL.
+    pub async fn one(&self, statement: &str) -> i64 {
+        sqlx::any::install_default_drivers();
+        let pool = sqlx::AnyPool::connect(&self.url()).await.unwrap();
+        let row = sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).fetch_one(&pool).await.unwrap();
+        let number = sqlx::Row::try_get(&row, 0).unwrap();
+        pool.close().await;
+        number
+    }
+
+    /// Changes the database behind the hub's back.
+    pub async fn meddle(&self, statement: &str) {
+        sqlx::any::install_default_drivers();
+        let pool = sqlx::AnyPool::connect(&self.url()).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(&pool).await.unwrap();
+        pool.close().await;
+    }
+}
+
+async fn open(folder: &std::path::Path, clock: &ManualClock, test_mode: bool, restored: bool) -> Arc<Hub> {
+    let url = format!("sqlite://{}", folder.join("muster.db").display());
+    let store = Arc::new(Store::open(&url).await.unwrap());
+    let now_ms = clock.now().wall_ms;
+    let policies = Policies::open(store.clone(), folder.join("policy.toml"), test_mode, restored, now_ms).await.unwrap();
+    let tokens = Tokens::open(&folder.join("token.key")).unwrap();
+    Arc::new(Hub::new(store, Arc::new(clock.clone()), Arc::new(policies), tokens, test_mode))
+}
+
+pub fn instance(relay: &str, lane: Lane) -> InstanceId {
+    let mut id = [lane.as_u8(); 16];
+    id.iter_mut().zip(relay.bytes().rev()).for_each(|(id, byte)| *id ^= byte);
+    InstanceId(id)
+}
+
+pub fn facts(now_ms: i64) -> Facts {
+    Facts { receipt_ms: now_ms - 5, dial: 1, boot: BOOT, zero_ms: NOW - 1_000_000, address: None }
+}
+
+pub fn device(n: u8) -> DeviceId {
+    DeviceId([n; 16])
+}
+
+pub fn spool(n: u8) -> SpoolId {
+    SpoolId::new(NOW as u64, [n; 10])
+}
+
+pub fn batch(seq: u64, records: Vec<Record>) -> Batch {
+    Batch {
+        device: device(1),
+        spool: spool(1),
+        seq,
+        lane: Lane::Telemetry,
+        policy: Version { epoch: 1, n: 1 },
+        notice: Version { epoch: 1, n: 1 },
+        erasure: Version::default(),
+        test_mode: true,
+        head: Head { boot: BOOT, wall_ms: NOW, boot_ms: 1_000_000, zone: "Europe/Oslo".into(), offset_s: 3_600, tails: Vec::new() },
+        records,
+    }
+}
+
+pub fn sealed(seq: u64) -> Envelope {
+    batch(seq, some_records(seq)).seal().unwrap()
+}
+
+pub fn some_records(seed: u64) -> Vec<Record> {
+    vec![activity(NOW + seed as i64, seed as u32), focus(NOW + seed as i64, "xterm"), heartbeat(NOW)]
+}
+
+pub fn activity(at: i64, keys: u32) -> Record {
+    Record {
+        at,
+        kind: Kind::Activity(Activity { ms: 60_000, keys, clicks: 2, wheel: 0, pointer_moved: true, active_ms: 50_000, idle_ms: 10_000 }),
+    }
+}
+
+pub fn focus(at: i64, application: &str) -> Record {
+    let application = Application::Named(application.into());
+    Record { at, kind: Kind::Focus(Focus { ms: 900, application, title: Some("plan.txt".into()), source: Source::X11 }) }
+}
+
+pub fn heartbeat(at: i64) -> Record {
+    Record { at, kind: Kind::Heartbeat(Heartbeat { state: State::Active, battery: None, version: "0.1.0".into() }) }
+}
+
+pub fn start(at: i64) -> Record {
+    Record { at, kind: Kind::Session(Session::Start) }
+}
+
+pub fn gap(spool: SpoolId, first: u64, last: Option<u64>) -> Record {
+    let numbers = Some(Numbers { spool, first, last });
+    Record { at: NOW, kind: Kind::Gap(Gap { lane: Lane::Telemetry, numbers, records: 3, bytes: 300, reason: GapReason::Budget }) }
+}
+
+pub fn tail(spool: SpoolId, first_held: u64, next: u64, closed: bool) -> Tail {
+    Tail { spool, lane: Lane::Telemetry, first_held, next, closed }
+}
+
+/// What the ack for a spool says.
+pub fn ack_of(taken: &Taken, device: DeviceId, spool: SpoolId) -> HubAck {
+    let signed = taken.acks.iter().map(|bytes| Signed::read(bytes).unwrap());
+    let signed = signed.filter(|signed| signed.device == Some(device) && signed.spool == Some(spool));
+    let [signed] = &signed.collect::<Vec<_>>()[..] else { panic!("not one ack") };
+    HubAck::read(&signed.body).unwrap()
+}
+
+pub fn bytes_of(envelope: &Envelope) -> Bytes {
+    envelope.bytes().clone()
+}

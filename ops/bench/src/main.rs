@@ -1,0 +1,22 @@
+//! Blocking: `muster-bench ROW`: each row alternates ours and its yardstick in one run and prints medians of three.
+
+mod hop;
+mod ingest;
+mod measure;
+mod queue;
+
+use std::process::ExitCode;
+
+fn main() -> anyhow::Result<ExitCode> {
+    for row in std::env::args().skip(1) {
+        match row.as_str() {
+            "queue" => queue::row()?,
+            "hop" => hop::row()?,
+            "hop-once" => hop::once()?,
+            "crowd" => hop::crowd()?,
+            "ingest" => ingest::row()?,
+            other => anyhow::bail!("there is no row {other}: queue, hop, hop-once, crowd, ingest"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,57 @@
+# Sourced by ops/quickstart and ops/test, at the root of the repository: the packages of ops/packages, and cargo.
+
+set -euo pipefail
+
+# What is said comes from the command's own name, on stderr, so that stdout stays for results.
+say() { printf '%s: %s\n' "ops/${0##*/}" "$*" >&2; }
+
+stop() { say "$*"; exit 1; }
+
+# step WHAT USUALLY COMMAND…: says what it waits for and how long that usually takes, then does it.
+step() {
+    local what=$1 usually=$2
+    shift 2
+    say "$what (usually $usually)"
+    "$@"
+}
+
+packages_wanted() { sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' ops/packages; }
+
+packages_missing() {
+    local package
+    for package in $(packages_wanted); do
+        [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+    done
+}
+
+as_root() { if [[ $(id -u) == 0 ]]; then "$@"; else sudo "$@"; fi; }
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null; }
+
+install_packages() {
+    local missing
+    command -v dpkg-query >/dev/null || stop "this isn't Debian or a relative of it. Install what stands in ops/packages under its names here, then run again with MUSTER_PACKAGES=have."
+    missing=$(packages_missing)
+    [[ -z $missing ]] && return
+    [[ $(id -u) == 0 ]] || command -v sudo >/dev/null || stop "packages are missing and there is no sudo. As root: apt-get install ${missing//$'\n'/ }"
+    step "updating the list of packages" "10 s" apt update || stop "the list of packages can't be updated. Look at: apt-get update"
+    # shellcheck disable=SC2086 — one word per package
+    step "installing ${missing//$'\n'/ }" "1 minute" apt install --no-install-recommends -y $missing \
+        || stop "packages can't be installed. Look at: apt-get install ${missing//$'\n'/ }"
+}
+
+find_cargo() {
+    command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+    command -v cargo >/dev/null || stop "cargo is missing. Install Rust 1.95 or newer from https://rustup.rs, then run again."
+}
+
+# Where cargo builds, whether or not CARGO_TARGET_DIR is set.
+target_folder() { realpath -m "${CARGO_TARGET_DIR:-target}"; }
+
+# The same words for both commands: the second finds the first one's build.
+build_usually() {
+    if [[ -d $(target_folder)/$1/deps ]]; then echo "seconds, or some minutes after changes"; else echo "$2 minutes on 2 cores, the first time"; fi
+}
+
+[[ ${MUSTER_PACKAGES:-} == have ]] || install_packages
+find_cargo

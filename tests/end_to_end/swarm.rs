@@ -1,0 +1,189 @@
+//! Async: a swarm of agents beside a mesh, as a process that can be killed, and what its journal says.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use muster_certs::files;
+use muster_start::{
+    mesh::{Mesh, Node, Setup},
+    process::Process,
+};
+use muster_swarm::{
+    check::{self, Report},
+    cli::Check,
+    journal::{self, Line},
+};
+use tokio::time::{Instant, sleep};
+
+const POLICY: &str = include_str!("../../ops/examples/policy.toml");
+/// Machines are shared: this is never a measure of speed, only an end to waiting.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A folder whose name is short, since the control sockets' paths must be.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("m").tempdir_in("/tmp").expect("a temporary folder")
+}
+
+/// A mesh in test mode that syncs each second, with guests between all its sites.
+pub fn mesh(folder: &Path, sites: &[&str]) -> Mesh {
+    let others = |site: &str| sites.iter().filter(|other| **other != site).map(|other| (*other).to_owned()).collect();
+    let guests = sites.iter().map(|site| ((*site).to_owned(), others(site))).collect();
+    Mesh::open(&folder.join("q"), Setup { policy: POLICY.to_owned(), test_mode: true, interval_s: 1, web_port: None, guests })
+        .expect("a mesh")
+}
+
+/// Many agents of one site.
+pub struct Swarm {
+    folder: PathBuf,
+    running: Option<Process>,
+    lives: u64,
+}
+
+/// How a life of the swarm goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Life {
+    pub days: u32,
+    pub speed: u32,
+    pub drain_s: u64,
+}
+
+/// Days that pass so fast that there is always something on its way.
+pub const BUSY: Life = Life { days: 1_000, speed: 400, drain_s: 0 };
+/// Makes nothing, and waits for what is on its way.
+pub const DRAINING: Life = Life { days: 0, speed: 1, drain_s: 100 };
+
+impl Swarm {
+    /// Issues the agents' certificates.
+    pub fn new(mesh: &Mesh, site: &str, agents: usize) -> Swarm {
+        let folder = mesh.folder().join("swarm");
+        let certificates = folder.join("certificates");
+        files::create_folder(&folder).and_then(|()| files::create_folder(&certificates)).expect("the swarm's folders");
+        let people: Vec<_> = (0..agents).map(|number| (format!("swarm{number}"), format!("Swarm {number}"))).collect();
+        for agent in mesh.ca().issue_agents(site, &people).expect("certificates") {
+            let device: String = agent.device().iter().map(|byte| format!("{byte:02x}")).collect();
+            files::write_public(&certificates.join(format!("{device}.pem")), agent.signed.pem.as_bytes()).expect("a certificate");
+            files::write_secret(&certificates.join(format!("{device}.key")), agent.signed.key_pem.as_bytes()).expect("a key");
+        }
+        fs::copy(mesh.ca().roots_path(), certificates.join("roots.pem")).expect("the roots");
+        Swarm { folder, running: None, lives: 0 }
+    }
+
+    /// Starts the process; its agents try the relays of these sites in order.
+    pub fn start(&mut self, mesh: &Mesh, sites: &[&str], life: Life) {
+        assert!(self.running.is_none(), "the swarm runs already");
+        self.lives += 1;
+        let programs = std::env::current_exe().expect("this program's path");
+        let programs = programs.ancestors().nth(2).expect("tests lie two folders below the programs").to_owned();
+        let mut command = Command::new(programs.join("muster-swarm"));
+        command.arg("run");
+        for site in sites {
+            let address = relay_address(mesh, site);
+            command.arg("--relay").arg(format!("{address}=site/{site}/relay/{site}-1"));
+        }
+        let path = |name: &str| self.folder.join(name);
+        command
+            .arg("--certificates")
+            .arg(path("certificates"))
+            .arg("--state")
+            .arg(path("state"))
+            .arg("--journal")
+            .arg(path("journal.jsonl"));
+        let numbers = [("--seed", self.lives), ("--days", life.days.into()), ("--speed", life.speed.into()), ("--drain-s", life.drain_s)];
+        numbers.iter().for_each(|(name, number)| drop(command.arg(name).arg(number.to_string())));
+        self.running = Some(Process::start("the swarm", &mut command, &path("log")).expect("the swarm starts"));
+    }
+
+    /// Kill −9.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.running.take() {
+            process.kill();
+        }
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn finish(&mut self) {
+        let mut process = self.running.take().expect("the swarm runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = process.ended() {
+                assert!(status.success(), "the swarm ended badly: {}", fs::read_to_string(process.log()).unwrap_or_default());
+                return;
+            }
+            assert!(Instant::now() < deadline, "the swarm doesn't end");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Makes nothing more, and waits until the hub has everything.
+    pub async fn drain(&mut self, mesh: &Mesh, sites: &[&str]) {
+        self.kill();
+        self.start(mesh, sites, DRAINING);
+        self.finish().await;
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    pub fn journal(&self) -> Vec<Line> {
+        journal::read(&self.folder.join("journal.jsonl")).unwrap_or_default()
+    }
+
+    /// Batches that were made, and of which the hub has said nothing.
+    pub fn unacked(&self) -> usize {
+        let (mut made, mut acked) = (BTreeSet::new(), BTreeSet::new());
+        for line in self.journal() {
+            match line {
+                Line::Made { device, spool, seq, .. } => drop(made.insert((device, spool, seq))),
+                Line::Hub { device, spool, seq, .. } => drop(acked.insert((device, spool, seq))),
+                Line::Relay { .. } => {}
+            }
+        }
+        made.difference(&acked).count()
+    }
+
+    /// Batches that a relay has said it has.
+    pub fn in_branch(&self) -> usize {
+        self.journal().iter().filter(|line| matches!(line, Line::Relay { .. })).count()
+    }
+
+    pub fn acked(&self) -> usize {
+        self.journal().iter().filter(|line| matches!(line, Line::Hub { .. })).count()
+    }
+
+    /// Waits until the journal says something.
+    pub async fn until(&mut self, what: &str, holds: impl Fn(&Swarm) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(self) {
+            if let Some(process) = &mut self.running {
+                process.check().unwrap_or_else(|complaint| panic!("{complaint}"));
+            }
+            assert!(
+                Instant::now() < deadline,
+                "it never was so that {what}: {} unacked, {} in the branch",
+                self.unacked(),
+                self.in_branch()
+            );
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Compares the journal with the hub's rows, read by SQL.
+    pub async fn check(&self, mesh: &Mesh) -> Report {
+        let database = muster_start::mesh::database_url(mesh.folder());
+        check::check(&Check { journal: self.folder.join("journal.jsonl"), database, under_way: false }).await.expect("the check runs")
+    }
+}
+
+/// Where a site's relay takes agents, as its configuration says.
+fn relay_address(mesh: &Mesh, site: &str) -> String {
+    let text = fs::read_to_string(mesh.folder_of(&Node::Relay(site.to_owned())).join("relay.toml")).expect("the relay was started once");
+    let config: toml::Table = text.parse().expect("the relay's configuration");
+    config["agents"]["listen"].as_str().expect("an address").to_owned()
+}

@@ -1,0 +1,153 @@
+//! Async: a CA in memory, a hub and a relay that really run, and keys for whoever asks.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use muster_certs::{Identity, Issuer, Keys, LeafParams, Name, Root, Signed, SystemTime, files};
+use muster_hub::running::{self, Running};
+use muster_mesh::{
+    clock::{Clock, SystemClock},
+    config::Bytes,
+    quic::Tuning,
+};
+use muster_relay::{config as relay_config, run::Relay};
+
+pub const DOMAIN: &str = "muster.test";
+/// A guest of the relay's site.
+pub const GUEST: &str = "bergen";
+pub const SOON: Duration = Duration::from_secs(10);
+pub const DAY_MS: i64 = 24 * 3_600 * 1_000;
+
+pub struct Mesh {
+    pub ca: Authority,
+    pub relay: Relay,
+    pub hub: Running,
+    devices: AtomicU8,
+    _folder: tempfile::TempDir,
+}
+
+impl Mesh {
+    pub async fn start() -> Mesh {
+        Mesh::with(Tuning::default()).await
+    }
+
+    pub async fn with(network: Tuning) -> Mesh {
+        let (folder, ca) = (tempfile::tempdir().unwrap(), Authority::new());
+        let hub = running::start(hub_config(folder.path(), &ca), false).await.unwrap();
+        let relay = Relay::start(&relay_config(folder.path(), &ca, hub.mesh, network)).await.unwrap();
+        Mesh { ca, relay, hub, devices: AtomicU8::new(1), _folder: folder }
+    }
+
+    /// An agent of the relay's site that nobody has seen yet.
+    pub fn new_agent(&self) -> Name {
+        self.new_agent_of("oslo")
+    }
+
+    pub fn new_agent_of(&self, site: &str) -> Name {
+        Name::Agent { site: site.to_owned(), device: [self.devices.fetch_add(1, Ordering::Relaxed); 16] }
+    }
+
+    pub async fn stop(self) {
+        self.relay.stop().await.unwrap();
+        self.hub.drain().await;
+    }
+}
+
+pub fn relay_name() -> Name {
+    Name::Relay { site: "oslo".to_owned(), id: "oslo-1".to_owned() }
+}
+
+pub fn hub_name() -> Name {
+    Name::Hub { id: "hub-1".to_owned() }
+}
+
+fn hub_config(folder: &Path, ca: &Authority) -> muster_hub::config::Config {
+    use muster_hub::config::{Config, Mesh, StatusAt, StoreAt, Web};
+    let at = |name: &str| folder.join(name);
+    ca.write(folder, "hub", &ca.good(&hub_name()));
+    std::fs::write(at("policy.toml"), include_str!("../../ops/examples/policy.toml")).unwrap();
+    std::fs::write(at("issued.jsonl"), "").unwrap();
+    Config {
+        state: at("hub"),
+        policy: at("policy.toml"),
+        issued: at("issued.jsonl"),
+        test_mode: true,
+        mesh: Mesh { listen: anywhere(), certificate: at("hub.pem"), key: at("hub.key"), roots: at("roots.pem") },
+        web: Web { listen: anywhere() },
+        store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
+        status: StatusAt { listen: anywhere() },
+    }
+}
+
+fn relay_config(folder: &Path, ca: &Authority, hub: SocketAddr, network: Tuning) -> relay_config::Config {
+    use relay_config::{AgentsConfig, BufferConfig, Config, HubConfig, StatusConfig};
+    let at = |name: &str| folder.join(name);
+    ca.write(folder, "relay", &ca.good(&relay_name()));
+    Config {
+        state: at("relay"),
+        agents: AgentsConfig {
+            listen: anywhere(),
+            certificate: at("relay.pem"),
+            key: at("relay.key"),
+            roots: at("roots.pem"),
+            guests: vec![GUEST.to_owned()],
+            network,
+        },
+        buffer: BufferConfig { budget: Bytes(64 << 20), pictures_budget: Bytes(64 << 20) },
+        hub: HubConfig { address: hub.to_string(), id: hub_name().to_string(), interval_s: 5 },
+        status: StatusConfig { listen: anywhere() },
+    }
+}
+
+fn anywhere() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// A CA that signs whatever a test wants.
+pub struct Authority {
+    pub root: Root,
+    pub issuer: Issuer,
+}
+
+impl Authority {
+    pub fn new() -> Authority {
+        let (root, issuer) = Issuer::in_memory(DOMAIN, now_ms()).unwrap();
+        Authority { root, issuer }
+    }
+
+    /// What a good leaf of this name says: change it to get a bad one.
+    pub fn params(&self, name: &Name) -> LeafParams {
+        LeafParams::of(&identity(name), now_ms())
+    }
+
+    pub fn good(&self, name: &Name) -> Signed {
+        self.issuer.sign(&self.params(name)).unwrap()
+    }
+
+    /// The keys that the product's own clients take.
+    pub fn keys(&self, name: &Name) -> Arc<Keys> {
+        let signed = self.good(name);
+        Keys::from_pem(&signed.pem, &signed.key_pem, self.root.pem(), name.role(), Arc::new(SystemTime)).unwrap()
+    }
+
+    fn write(&self, folder: &Path, name: &str, signed: &Signed) {
+        files::write_secret(&folder.join(name).with_extension("key"), signed.key_pem.as_bytes()).unwrap();
+        files::write_public(&folder.join(name).with_extension("pem"), signed.pem.as_bytes()).unwrap();
+        files::write_public(&folder.join("roots.pem"), self.root.pem().as_bytes()).unwrap();
+    }
+}
+
+pub fn identity(name: &Name) -> Identity {
+    Identity::new(DOMAIN, name.clone()).unwrap()
+}
+
+pub fn now_ms() -> i64 {
+    SystemClock::new().now().wall_ms
+}
