@@ -53,5 +53,9 @@ build_usually() {
     if [[ -d $(target_folder)/$1/deps ]]; then echo "seconds, or some minutes after changes"; else echo "$2 minutes on 2 cores, the first time"; fi
 }
 
+# At a terminal cargo shows how far it is; elsewhere only what is wrong.
+cargo_words=(--quiet --locked)
+[[ -t 2 ]] && cargo_words=(--locked)
+
 [[ ${MUSTER_PACKAGES:-} == have ]] || install_packages
 find_cargo

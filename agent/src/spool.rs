@@ -11,7 +11,7 @@ use muster_mesh::{
     clock::{Reading, Zone},
     ids::{BootId, DeviceId, Lane, SpoolId, Version},
     limits,
-    link::agent_side::{AgentSide, CloneAlarm, PeerError, Run, Rules, Victim},
+    link::agent_side::{AgentSide, CloneAlarm, PeerError, Rules, Run, Victim},
     message::{HubAck, Returned, Welcome},
     queue::{
         Queue, Unreadable,
@@ -262,7 +262,14 @@ impl<D: Directory> Spool<D> {
     // --- sending ---
 
     /// The next envelopes to send on a lane, at most `bytes_max` beyond the first; they count as sent. Empty: nothing to send now.
-    pub fn next_run(&mut self, lane: Lane, most: usize, bytes_max: usize, now: Reading, incidents: &mut Vec<Incident>) -> Result<Vec<Envelope>, SpoolError> {
+    pub fn next_run(
+        &mut self,
+        lane: Lane,
+        most: usize,
+        bytes_max: usize,
+        now: Reading,
+        incidents: &mut Vec<Incident>,
+    ) -> Result<Vec<Envelope>, SpoolError> {
         loop {
             let Some(run) = self.side.next_run(lane, most) else { return Ok(Vec::new()) };
             let envelopes = self.read_run(lane, run, bytes_max, now, incidents)?;
@@ -274,7 +281,14 @@ impl<D: Directory> Spool<D> {
     }
 
     /// Reads a run up to its first damaged number. Damage is excused before this returns, so that the next run doesn't name it.
-    fn read_run(&mut self, lane: Lane, run: Run, bytes_max: usize, now: Reading, incidents: &mut Vec<Incident>) -> Result<Vec<Envelope>, SpoolError> {
+    fn read_run(
+        &mut self,
+        lane: Lane,
+        run: Run,
+        bytes_max: usize,
+        now: Reading,
+        incidents: &mut Vec<Incident>,
+    ) -> Result<Vec<Envelope>, SpoolError> {
         let from = muster_mesh::queue::Position { segment: run.segment, index: run.index };
         let found = self.lanes[lane.index()].queue.read(from, bytes_max)?;
         if let Some(unreadable) = found.unreadable {
@@ -286,7 +300,11 @@ impl<D: Directory> Spool<D> {
         }
         let envelopes = found.entries.into_iter().map(|(_, entry)| entry.envelope);
         let run_of = |seq: u64, envelope: &Envelope| envelope.header().seq == seq && envelope.header().spool == run.spool;
-        let envelopes: Vec<Envelope> = (run.first..=run.last).zip(envelopes).take_while(|(seq, envelope)| run_of(*seq, envelope)).map(|(_, envelope)| envelope).collect();
+        let envelopes: Vec<Envelope> = (run.first..=run.last)
+            .zip(envelopes)
+            .take_while(|(seq, envelope)| run_of(*seq, envelope))
+            .map(|(_, envelope)| envelope)
+            .collect();
         if envelopes.is_empty() && !self.side_knows_aside(run) {
             // The read found neither the number nor damage to name: whatever lies there is not this number.
             let numbers = Ranges::of(run.first, run.first);
@@ -375,7 +393,8 @@ impl<D: Directory> Spool<D> {
 
     fn save_stubs(&mut self) -> Result<(), SpoolError> {
         for lane in Lane::ALL {
-            let stubs: Vec<u8> = self.side.stubs(lane).flat_map(|(spool, next)| [spool.0.as_slice(), &next.to_le_bytes()].concat()).collect();
+            let stubs: Vec<u8> =
+                self.side.stubs(lane).flat_map(|(spool, next)| [spool.0.as_slice(), &next.to_le_bytes()].concat()).collect();
             let bytes = [stubs.as_slice(), &crc32c::crc32c(&stubs).to_le_bytes()].concat();
             let directory = self.lanes[lane.index()].queue.directory();
             if directory.file(STUBS)?.as_deref() != Some(&bytes) {
@@ -493,10 +512,21 @@ impl<D: Directory> Spool<D> {
 
 /// Damage that no `Gap` names yet.
 enum Damage {
-    Numbers { lane: Lane, spool: SpoolId, numbers: Ranges },
+    Numbers {
+        lane: Lane,
+        spool: SpoolId,
+        numbers: Ranges,
+    },
     /// From this number up anything may have been.
-    End { lane: Lane, spool: SpoolId, first: u64 },
-    Segment { lane: Lane, unreadable: Unreadable },
+    End {
+        lane: Lane,
+        spool: SpoolId,
+        first: u64,
+    },
+    Segment {
+        lane: Lane,
+        unreadable: Unreadable,
+    },
 }
 
 /// Opens one lane's folder and tells the side what lies in it.

@@ -1,6 +1,8 @@
 //! Blocking: the collector on a real display: an Xvfb with openbox, in which xdotool types and clicks.
 //!
 //! Needs xvfb, openbox, xdotool and xterm. Without them it is skipped with a line, and fails where `CI` is set.
+// Deadlines of real processes.
+#![allow(clippy::disallowed_methods)]
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::{

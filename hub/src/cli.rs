@@ -1,4 +1,6 @@
 //! Async: the command line: what each verb prints.
+// What a verb answers goes to the terminal that asked.
+#![allow(clippy::print_stdout)]
 
 use std::path::PathBuf;
 

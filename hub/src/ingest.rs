@@ -64,7 +64,6 @@ impl Ingest {
     pub async fn post(&self, relay: &str, body: Bytes) -> Result<Answer, IngestError> {
         let begun = tokio::time::Instant::now();
         let (head, arrivals) = tokio::task::spawn_blocking(move || read(body)).await.map_err(|_| IngestError::Stopped)??;
-        eprintln!("read {:?}", begun.elapsed());
         let now_ms = self.clock.now().wall_ms;
         self.policies.told(&head.versions, now_ms).await?;
         let answer =
@@ -116,9 +115,7 @@ impl Ingest {
         }
         let settled = apply(&mut writing, relay_id, arrivals, &self.rules(head, now_ms), plan::decide).await?;
         set_number(&mut writing, relay_id, head).await?;
-        let t = std::time::Instant::now();
         writing.commit().await?;
-        eprintln!("commit {:?}", t.elapsed());
         count(&settled.outcomes);
         Ok(Ok(settled))
     }
@@ -290,15 +287,10 @@ async fn apply(
     rules: &Rules,
     decide: Decide,
 ) -> Result<Settled, StoreError> {
-    let t0 = std::time::Instant::now();
     let (loaded, mut known) = writing.load(&plan::touched(arrivals), &plan::boots(arrivals), &plan::numbers(arrivals)).await?;
-    let t1 = std::time::Instant::now();
     let outcomes = decide(arrivals, &mut known, rules);
-    let t2 = std::time::Instant::now();
     writing.add(&loaded, relay_id, rules.now_ms, post_rows(arrivals, &outcomes)?).await?;
-    let t3 = std::time::Instant::now();
     writing.save(&loaded, &mut known, rules.now_ms).await?;
-    eprintln!("load {:?} decide {:?} add {:?} save {:?}", t1-t0, t2-t1, t3-t2, t3.elapsed());
     Ok(Settled { outcomes, spools: known.spools })
 }
 

@@ -267,9 +267,8 @@ impl Mode {
     fn pragmas(self) -> sqlx::AssertSqlSafe<String> {
         sqlx::AssertSqlSafe(match self {
             Mode::Write => format!(
-                "PRAGMA busy_timeout = 5000; PRAGMA page_size = {}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -{CACHE_KIB}; \
-                 PRAGMA wal_autocheckpoint = {LOG_PAGES}; PRAGMA journal_size_limit = {LOG_BYTES_KEPT};",
-                std::env::var("MP").unwrap_or("4096".into())
+                "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -{CACHE_KIB}; \
+                 PRAGMA wal_autocheckpoint = {LOG_PAGES}; PRAGMA journal_size_limit = {LOG_BYTES_KEPT};"
             ),
             Mode::Look => "PRAGMA busy_timeout = 5000; PRAGMA query_only = ON;".into(),
         })

@@ -186,7 +186,9 @@ impl OpenError {
             OpenError::Bound => Fate::Refused,
             OpenError::Record(error) => match error {
                 RecordError::Nul => Fate::Held,
-                RecordError::TextTooLong | RecordError::ListTooLong | RecordError::NumberTooLarge | RecordError::GapBackwards => Fate::Refused,
+                RecordError::TextTooLong | RecordError::ListTooLong | RecordError::NumberTooLarge | RecordError::GapBackwards => {
+                    Fate::Refused
+                }
             },
             OpenError::Version(_)
             | OpenError::Seal(_)
@@ -512,10 +514,23 @@ mod tests {
     pub(crate) fn batch(records: usize) -> Batch {
         let record = |i: usize| Record {
             at: 1_795_424_402_000 + i as i64,
-            kind: if i % 2 == 0 {
-                Kind::Activity(Activity { ms: 60_000, keys: i as u32, clicks: 2, wheel: 0, pointer_moved: true, active_ms: 50_000, idle_ms: 10_000 })
+            kind: if i.is_multiple_of(2) {
+                Kind::Activity(Activity {
+                    ms: 60_000,
+                    keys: i as u32,
+                    clicks: 2,
+                    wheel: 0,
+                    pointer_moved: true,
+                    active_ms: 50_000,
+                    idle_ms: 10_000,
+                })
             } else {
-                Kind::Focus(Focus { ms: 900, application: Application::Named("xterm".into()), title: Some("plan.txt".into()), source: Source::X11 })
+                Kind::Focus(Focus {
+                    ms: 900,
+                    application: Application::Named("xterm".into()),
+                    title: Some("plan.txt".into()),
+                    source: Source::X11,
+                })
             },
         };
         Batch {
@@ -527,7 +542,14 @@ mod tests {
             notice: Version { epoch: 1, n: 2 },
             erasure: Version::default(),
             test_mode: true,
-            head: Head { boot: BootId(*b"\x03boot of a test\xff"), wall_ms: 1_795_424_402_000, boot_ms: 12_345, zone: "Europe/Oslo".into(), offset_s: 3_600, tails: Vec::new() },
+            head: Head {
+                boot: BootId(*b"\x03boot of a test\xff"),
+                wall_ms: 1_795_424_402_000,
+                boot_ms: 12_345,
+                zone: "Europe/Oslo".into(),
+                offset_s: 3_600,
+                tails: Vec::new(),
+            },
             records: (0..records).map(record).collect(),
         }
     }

@@ -163,7 +163,9 @@ mod tests {
         let text = "0192f3a4b5c67d8e9fa0b1c2d3e4f506";
         let id: DeviceId = text.parse().unwrap();
         assert_eq!(id.to_string(), text);
-        for bad in ["", "0192f3a4", "0192F3A4B5C67D8E9FA0B1C2D3E4F506", "0192f3a4b5c67d8e9fa0b1c2d3e4f50g", "0192f3a4-b5c6-7d8e-9fa0-b1c2d3e4f506"] {
+        for bad in
+            ["", "0192f3a4", "0192F3A4B5C67D8E9FA0B1C2D3E4F506", "0192f3a4b5c67d8e9fa0b1c2d3e4f50g", "0192f3a4-b5c6-7d8e-9fa0-b1c2d3e4f506"]
+        {
             assert!(bad.parse::<DeviceId>().is_err(), "{bad}");
         }
     }

@@ -397,9 +397,13 @@ pub struct Posted {
 pub enum Answer {
     Taken(Taken),
     /// Nothing was committed: count on from here and send again.
-    Stale { number: u64 },
+    Stale {
+        number: u64,
+    },
     /// Nothing was committed: the hub was rolled back. Take these as last answered and start at the oldest segment.
-    Rewind { queues: Vec<(Lane, u64)> },
+    Rewind {
+        queues: Vec<(Lane, u64)>,
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
@@ -718,4 +722,3 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     array.copy_from_slice(bytes);
     array
 }
-

@@ -630,6 +630,8 @@ fn field_at(text: &str, at: usize) -> String {
 mod tests {
     use super::*;
 
+    type Change = fn(&mut Policy);
+
     pub(super) const EXAMPLE: &str = r#"
 [purpose]
 text = "Demonstration on this computer"
@@ -769,7 +771,7 @@ addresses = true
             |p: &mut Policy| p.hours = WorkingHours::always(),
             |p: &mut Policy| p.hours = WorkingHours::parse("mon", "08:00", "09:00").unwrap(),
         );
-        let more_and_less: [(fn(&mut Policy), fn(&mut Policy)); 12] = [
+        let more_and_less: [(Change, Change); 12] = [
             (|p| p.titles = true, |p| p.titles = false),
             (|p| p.counts = true, |p| p.counts = false),
             (|p| p.addresses = true, |p| p.addresses = false),

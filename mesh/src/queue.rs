@@ -107,10 +107,8 @@ impl<D: Directory> Queue<D> {
         };
         let mut sidecar = Sidecar { born, closed: true, count: scan.end, ..Sidecar::default() };
         scan.envelopes.iter().for_each(|envelope| sidecar.add(envelope));
-        if let Some(born) = born {
-            if scan.damaged_end {
-                opened.open_ended.push((born.spool, born.first + scan.end));
-            }
+        if let Some(born) = born.filter(|_| scan.damaged_end) {
+            opened.open_ended.push((born.spool, born.first + scan.end));
         }
         self.directory.put_sidecar(segment, &sidecar)?;
         self.segments.insert(segment, sidecar);
@@ -141,7 +139,8 @@ impl<D: Directory> Queue<D> {
         let sidecar = Sidecar { born, ..Sidecar::default() };
         self.directory.create(number, &sidecar)?;
         self.segments.insert(number, sidecar);
-        let empty: Vec<u64> = self.segments.range(..number).filter(|(_, sidecar)| sidecar.count == 0).map(|(&segment, _)| segment).collect();
+        let empty: Vec<u64> =
+            self.segments.range(..number).filter(|(_, sidecar)| sidecar.count == 0).map(|(&segment, _)| segment).collect();
         empty.into_iter().try_for_each(|segment| self.delete(segment))?;
         Ok(number)
     }

@@ -95,7 +95,9 @@ impl Swarm {
             .arg("--journal")
             .arg(path("journal.jsonl"));
         let numbers = [("--seed", self.lives), ("--days", life.days.into()), ("--speed", life.speed.into()), ("--drain-s", life.drain_s)];
-        numbers.iter().for_each(|(name, number)| drop(command.arg(name).arg(number.to_string())));
+        for (name, number) in numbers {
+            command.arg(name).arg(number.to_string());
+        }
         self.running = Some(Process::start("the swarm", &mut command, &path("log")).expect("the swarm starts"));
     }
 

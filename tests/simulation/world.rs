@@ -36,7 +36,7 @@ pub struct World {
     pub connection: Option<Connection>,
     late: VecDeque<(usize, Lane, InFlight)>,
     /// The agent's disk as it was, and how many numbers had been made.
-    image: Option<([Memory; 2], BTreeSet<(SpoolId, u64)>)>,
+    image: Option<Image>,
     pub now_ms: i64,
     born: u64,
     plant: Option<Plant>,
@@ -52,6 +52,9 @@ pub struct World {
     pub restored: bool,
     pub violations: Vec<String>,
 }
+
+/// A disk, and the numbers that it knew.
+type Image = ([Memory; 2], BTreeSet<(SpoolId, u64)>);
 
 /// The agent's connection, with what is on the way in both directions.
 pub struct Connection {

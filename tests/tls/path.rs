@@ -94,9 +94,12 @@ async fn under_a_flood_of_handshakes_a_dialler_first_proves_its_address() {
         let connecting = endpoint.connect_with(quic_client(agent()), path.address, DIALLED_NAME).unwrap();
         flood.push((path, tokio::spawn(connecting.into_future())));
     }
-    while flood.iter().all(|(path, _)| path.retries.load(Ordering::Relaxed) == 0) {
-        sleep(Duration::from_millis(10)).await;
-    }
+    let first_retry = async {
+        while flood.iter().all(|(path, _)| path.retries.load(Ordering::Relaxed) == 0) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, first_retry).await.expect("8 handshakes are under way, and none of them was asked for its address");
     let busy = Path::to(mesh.relay.agents_address(), |_, _| true).await;
     assert_eq!(knock_at_relay(busy.address, agent()).await, Met::Welcomed);
     assert_eq!(busy.retries.load(Ordering::Relaxed), 1);

@@ -194,7 +194,6 @@ impl Writing<'_> {
         }
         let update = ") UPDATE spools SET numbers = v.numbers, settled = v.settled FROM v WHERE spools.id = v.id";
         bulk::execute(&mut self.transaction, "WITH v (id, numbers, settled) AS (VALUES", 3, changed, update).await?;
-        if std::env::var("ND").is_ok() { digests.clear(); }
         digests.sort_unstable();
         let insert = "INSERT INTO digests (spool_id, seq, digest) VALUES";
         bulk::execute(&mut self.transaction, insert, 3, digests, "ON CONFLICT DO NOTHING").await?;
@@ -234,13 +233,8 @@ impl Writing<'_> {
         if batches.is_empty() {
             return Ok(());
         }
-        let t0 = std::time::Instant::now();
         let contexts = self.contexts(batches).await?;
-        eprintln!("  contexts {:?}", t0.elapsed());
-
         let ids = self.ids(loaded, batches).await?;
-        eprintln!("  ids {:?}", t0.elapsed());
-
         let mut batch_rows = Vec::with_capacity(batches.len());
         let mut record_rows: BTreeMap<Table, Vec<Vec<Value>>> = BTreeMap::new();
         for (new, context_id) in batches.iter().zip(contexts) {
@@ -273,19 +267,16 @@ impl Writing<'_> {
                 record_rows.entry(table).or_default().push(row);
             }
         }
-        eprintln!("  rows {:?}", t0.elapsed());
         // In key order: neighbours lie on the same page.
         batch_rows.sort_unstable();
         let insert = "INSERT INTO batches (spool_id, seq, device_id, day, context_id, relay_id, boot_ms, wall_ms, relay_ms, hub_ms, \
                       shift_ms, shift_why) VALUES";
         bulk::execute(&mut self.transaction, insert, 12, batch_rows, "").await?;
-        eprintln!("  batches {:?}", t0.elapsed());
         for (table, mut rows) in record_rows {
             rows.sort_unstable();
             let columns = [&["day", "spool_id", "seq", "idx"], table.columns()].concat();
             let insert = format!("INSERT INTO {} ({}) VALUES", table.name(), columns.join(", "));
-            let n = rows.len(); bulk::execute(&mut self.transaction, &insert, columns.len(), rows, "").await?;
-            eprintln!("  {} {n} {:?}", table.name(), t0.elapsed());
+            bulk::execute(&mut self.transaction, &insert, columns.len(), rows, "").await?;
         }
         Ok(())
     }

@@ -451,7 +451,11 @@ impl AgentSide {
             settled.extend(&spool.aside);
             settled.covers(first, last)
         };
-        spools.flat_map(|(&id, spool)| spool.spans.iter().filter(move |(_, span)| done(spool, **span)).map(move |(&segment, _)| (segment, id))).collect()
+        spools
+            .flat_map(|(&id, spool)| {
+                spool.spans.iter().filter(move |(_, span)| done(spool, **span)).map(move |(&segment, _)| (segment, id))
+            })
+            .collect()
     }
 
     /// Which segment goes when the lane's budget is used up: the oldest that the hub and the connected relay have together, else the oldest.
@@ -490,7 +494,11 @@ impl AgentSide {
 
     /// Where a number is, and what the hub said of it besides "stored".
     pub fn place(&self, spool: SpoolId, seq: u64) -> (Place, Option<(Verdict, Reason)>) {
-        let Some(known) = self.spools.get(&spool) else { return (Place::Hub, None) };
+        let Some(known) = self.spools.get(&spool) else {
+            // Forgotten, because the hub has all of it; or so new that only whoever asks knows it yet.
+            let is_newer = self.spools.last_key_value().is_none_or(|(newest, _)| spool > *newest);
+            return (if is_newer { Place::Here } else { Place::Hub }, None);
+        };
         let claims = self.relay.as_ref().and_then(|relay| relay.claims.get(&spool));
         let place = if known.hub.contains(seq) {
             Place::Hub
@@ -498,7 +506,7 @@ impl AgentSide {
             Place::Dropped
         } else if claims.is_some_and(|claims| claims.contains(seq)) {
             Place::Branch
-        } else if known.numbers().contains(seq) {
+        } else if seq >= known.next || known.numbers().contains(seq) {
             Place::Here
         } else {
             Place::Branch

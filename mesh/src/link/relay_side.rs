@@ -343,7 +343,16 @@ mod tests {
     fn a_full_snapshot_that_doesnt_fit_goes_on_as_changes() {
         let mut side = RelaySide::new(1);
         let boot = BootId([0; 16]);
-        let hello = Hello { protocols: (1, 1), dial: 1, boot, wall_ms: 0, boot_ms: 0, zone: String::new(), versions: Vec::new(), tails: Vec::new() };
+        let hello = Hello {
+            protocols: (1, 1),
+            dial: 1,
+            boot,
+            wall_ms: 0,
+            boot_ms: 0,
+            zone: String::new(),
+            versions: Vec::new(),
+            tails: Vec::new(),
+        };
         for n in 1..=5 {
             side.hello(ConnectionId(n), DeviceId([n as u8; 16]), &hello, 0);
         }

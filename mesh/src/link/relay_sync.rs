@@ -71,7 +71,8 @@ impl RelaySync {
     /// Goes on where `progress` says; without one the queue is a new instance, from its oldest segment.
     pub fn open(lane: Lane, progress: Option<Progress>, new_instance: InstanceId, oldest: Position, rules: Rules) -> Self {
         let unsynced = progress.is_none();
-        let mut progress = progress.unwrap_or(Progress { instance: new_instance, position: oldest, answered: 0, reserved: 0, passed: BTreeMap::new() });
+        let mut progress =
+            progress.unwrap_or(Progress { instance: new_instance, position: oldest, answered: 0, reserved: 0, passed: BTreeMap::new() });
         progress.position = progress.position.max(oldest);
         RelaySync { lane, next_number: progress.reserved + 1, progress, in_flight: None, unsynced, rules }
     }

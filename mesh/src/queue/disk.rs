@@ -28,7 +28,8 @@ pub trait Disk: Send {
 
 /// An open file that is read and written in place.
 pub trait Medium: fmt::Debug + Send + Sync + 'static {
-    fn len(&self) -> io::Result<u64>;
+    /// Its length in bytes.
+    fn length(&self) -> io::Result<u64>;
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     fn set_len(&self, len: u64) -> io::Result<()>;
@@ -112,7 +113,7 @@ pub struct Blocks {
 }
 
 impl Medium for Blocks {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 

@@ -256,7 +256,12 @@ impl<K: Disk> Directory for Segments<K> {
 
     fn allocated(&self) -> u64 {
         let tail = self.tail.as_ref().map_or(0, |tail| self.disk.allocated(&name(tail.number, SEGMENT)));
-        let closed: u64 = self.living.iter().filter(|(number, _)| self.tail.as_ref().is_none_or(|tail| tail.number != **number)).map(|(_, bytes)| bytes).sum();
+        let closed: u64 = self
+            .living
+            .iter()
+            .filter(|(number, _)| self.tail.as_ref().is_none_or(|tail| tail.number != **number))
+            .map(|(_, bytes)| bytes)
+            .sum();
         // A redb file doubles when it grows.
         closed + self.others + 2 * tail
     }
@@ -482,7 +487,7 @@ struct Backend<M>(M);
 
 impl<M: Medium> StorageBackend for Backend<M> {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.0.length()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {

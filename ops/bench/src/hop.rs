@@ -4,7 +4,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -24,7 +24,7 @@ use muster_relay::{
     buffer::{Buffer, Size},
     writer::{LaneInbox, Writer},
 };
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{measure::alternate, queue};
@@ -53,7 +53,13 @@ pub fn row() -> anyhow::Result<()> {
 pub fn once() -> anyhow::Result<()> {
     let load = Load { agents: 64, in_flight: 64, batches: 200_000, bytes: 2_048 };
     let rate = run(load, true)?;
-    println!("hop, synced: {} x {} B from {} agents = {rate:.0}/s, {:.1} MB/s", load.batches, load.bytes, load.agents, rate * 2_048.0 / 1e6);
+    println!(
+        "hop, synced: {} x {} B from {} agents = {rate:.0}/s, {:.1} MB/s",
+        load.batches,
+        load.bytes,
+        load.agents,
+        rate * 2_048.0 / 1e6
+    );
     Ok(())
 }
 
@@ -75,7 +81,11 @@ fn run(load: Load, disk: bool) -> anyhow::Result<f64> {
         if disk {
             load.over(move |lane: Lane| Segments::open(&path.join(lane.name()), CACHE_BYTES)).await
         } else {
-            load.over(move |_| { let _: &PathBuf = &path; Ok(Memory::default()) }).await
+            load.over(move |_| {
+                let _: &PathBuf = &path;
+                Ok(Memory::default())
+            })
+            .await
         }
     })
 }
@@ -142,10 +152,27 @@ impl Load {
     }
 
     /// One agent: connects, waits for the start, sends its share with so many in flight.
-    async fn send(self, device: DeviceId, client: Client, address: &str, relay: &Name, ready: &tokio::sync::Barrier, go: &CancellationToken) -> anyhow::Result<()> {
+    async fn send(
+        self,
+        device: DeviceId,
+        client: Client,
+        address: &str,
+        relay: &Name,
+        ready: &tokio::sync::Barrier,
+        go: &CancellationToken,
+    ) -> anyhow::Result<()> {
         let connection = client.connect(address, relay, Duration::from_secs(60)).await?;
         let (mut up, mut down) = connection.open_control().await?;
-        let hello = Hello { protocols: (1, 1), dial: 1, boot: BootId([1; 16]), wall_ms: 0, boot_ms: 0, zone: String::new(), versions: Vec::new(), tails: Vec::new() };
+        let hello = Hello {
+            protocols: (1, 1),
+            dial: 1,
+            boot: BootId([1; 16]),
+            wall_ms: 0,
+            boot_ms: 0,
+            zone: String::new(),
+            versions: Vec::new(),
+            tails: Vec::new(),
+        };
         up.send(Up::Hello(hello).frame()?).await?;
         loop {
             let message = down.receive().await?.context("the relay says nothing")?;
@@ -156,7 +183,8 @@ impl Load {
         let mut lane = connection.open_lane(Lane::Telemetry).await?;
         let total = self.batches / self.agents as u64;
         let spool = SpoolId(device.0);
-        let envelopes: Vec<Bytes> = (1..=total.min(256)).map(|seq| queue::envelope(device, spool, seq, self.bytes).bytes().clone()).collect();
+        let envelopes: Vec<Bytes> =
+            (1..=total.min(256)).map(|seq| queue::envelope(device, spool, seq, self.bytes).bytes().clone()).collect();
         ready.wait().await;
         go.cancelled().await;
         let (mut sent, mut acked) = (0u64, 0u64);

@@ -1,13 +1,10 @@
 //! Async: POSTs of a relay into committed rows, beside a plain insert of the same rows of all tables.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::Context;
 use bytes::Bytes;
-use muster_agent::{
-    batcher::Batcher,
-    spool::BatchContext,
-};
+use muster_agent::{batcher::Batcher, spool::BatchContext};
 use muster_hub::{ingest::Ingest, policy::Policies, presence::Presences, store::Store};
 use muster_mesh::{
     batch::{Batch, Head},
@@ -19,7 +16,7 @@ use muster_mesh::{
 };
 use muster_swarm::day;
 use sqlx::{Column, Executor, Row, TypeInfo, ValueRef, sqlite::SqliteRow};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::measure::alternate;
 
@@ -34,9 +31,23 @@ pub fn row() -> anyhow::Result<()> {
         let posts = posts(records)?;
         println!("ingest, {name}: {} POSTs, {} records", posts.bodies.len(), posts.records);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let rows = runtime.block_on(async { let folder = tempfile::tempdir_in(".")?; ingest(folder.path(), &posts).await?; dump(folder.path()).await })?;
-        let mut plain = || runtime.block_on(async { let folder = tempfile::tempdir_in(".")?; insert(folder.path(), &rows, posts.records).await });
-        let mut ours = || runtime.block_on(async { let folder = tempfile::tempdir_in(".")?; ingest(folder.path(), &posts).await });
+        let rows = runtime.block_on(async {
+            let folder = tempfile::tempdir_in(".")?;
+            ingest(folder.path(), &posts).await?;
+            dump(folder.path()).await
+        })?;
+        let mut plain = || {
+            runtime.block_on(async {
+                let folder = tempfile::tempdir_in(".")?;
+                insert(folder.path(), &rows, posts.records).await
+            })
+        };
+        let mut ours = || {
+            runtime.block_on(async {
+                let folder = tempfile::tempdir_in(".")?;
+                ingest(folder.path(), &posts).await
+            })
+        };
         alternate("records/s", &mut [("plain multi-row insert of the same rows", &mut plain), ("ours, from POST to commit", &mut ours)])?;
     }
     Ok(())
@@ -59,7 +70,21 @@ fn posts(records_per_batch: usize) -> anyhow::Result<Posts> {
         for (seq, (at_ms, batch)) in (1..).zip(person_day(person, records_per_batch)) {
             records += batch.len() as u64;
             let reading = Reading { wall_ms: begin_ms + at_ms as i64, boot_ms: at_ms };
-            batches.insert((at_ms, person), seal(DeviceId(device), seq, reading, batch.into_iter().map(|mut record| { record.at += begin_ms; record }).collect())?);
+            batches.insert(
+                (at_ms, person),
+                seal(
+                    DeviceId(device),
+                    seq,
+                    reading,
+                    batch
+                        .into_iter()
+                        .map(|mut record| {
+                            record.at += begin_ms;
+                            record
+                        })
+                        .collect(),
+                )?,
+            );
         }
     }
     let facts = Facts { receipt_ms: clock.now().wall_ms, dial: 1, boot: BootId([1; 16]), zero_ms: begin_ms, address: None }.bytes()?;
@@ -83,7 +108,8 @@ fn posts(records_per_batch: usize) -> anyhow::Result<Posts> {
 
 /// Batches with the moment they close; times are from the day's begin.
 fn person_day(person: u64, records_per_batch: usize) -> Vec<(u64, Vec<Record>)> {
-    let records = day::day(person).into_iter().map(|event| (event.at_ms, event.closes, Record { at: event.at_ms as i64, kind: event.kind }));
+    let records =
+        day::day(person).into_iter().map(|event| (event.at_ms, event.closes, Record { at: event.at_ms as i64, kind: event.kind }));
     if records_per_batch > 0 {
         let all: Vec<Record> = records.map(|(_, _, record)| record).collect();
         return all.chunks(records_per_batch).map(|chunk| (chunk.last().map_or(0, |record| record.at as u64), chunk.to_vec())).collect();
@@ -116,7 +142,14 @@ fn seal(device: DeviceId, seq: u64, now: Reading, records: Vec<Record>) -> anyho
         notice: context.notice,
         erasure: context.erasure,
         test_mode: true,
-        head: Head { boot: context.boot, wall_ms: now.wall_ms, boot_ms: now.boot_ms, zone: context.zone.name, offset_s: context.zone.offset_s, tails: Vec::new() },
+        head: Head {
+            boot: context.boot,
+            wall_ms: now.wall_ms,
+            boot_ms: now.boot_ms,
+            zone: context.zone.name,
+            offset_s: context.zone.offset_s,
+            tails: Vec::new(),
+        },
         records,
     };
     Ok(batch.seal()?.bytes().clone())
@@ -163,7 +196,8 @@ async fn dump(folder: &Path) -> anyhow::Result<Rows> {
     let pool = sqlx::SqlitePool::connect(&url(folder)).await?;
     let master = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '_sqlx%'";
     let made: Vec<(String, String)> = sqlx::query_as(master).fetch_all(&pool).await?;
-    let indexes: Vec<(String,)> = sqlx::query_as("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetch_all(&pool).await?;
+    let indexes: Vec<(String,)> =
+        sqlx::query_as("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetch_all(&pool).await?;
     let mut tables = Vec::new();
     for (name, _) in &made {
         let rows = pool.fetch_all(sqlx::AssertSqlSafe(format!("SELECT * FROM {name}"))).await?;

@@ -1,6 +1,6 @@
 //! Blocking: appending to a queue, beside redb alone and beside a bare file.
 
-use std::{fs::File, io::Write, time::Instant};
+use std::{fs::File, io::Write};
 
 use bytes::Bytes;
 use muster_mesh::{
@@ -10,6 +10,7 @@ use muster_mesh::{
     queue::{Queue, directory::Entry, segment::Segments},
 };
 use redb::{Builder, TableDefinition};
+use tokio::time::Instant;
 
 use crate::measure::alternate;
 

@@ -50,7 +50,8 @@ pub struct Report {
 pub async fn check(args: &Check) -> anyhow::Result<Report> {
     let lines = journal::read(&args.journal).with_context(|| format!("the journal {} can't be read", args.journal.display()))?;
     let store = Store::open(&args.database).await?;
-    let (mut made, mut acked): (BTreeMap<Key, BTreeMap<u64, Made>>, BTreeMap<Key, BTreeMap<u64, String>>) = Default::default();
+    let mut made: BTreeMap<Key, BTreeMap<u64, Made>> = BTreeMap::new();
+    let mut acked: BTreeMap<Key, BTreeMap<u64, String>> = BTreeMap::new();
     let mut branch = BTreeSet::new();
     let mut report = Report::default();
     for line in lines {
@@ -115,7 +116,14 @@ async fn kept(store: &Store, (device, spool): Key, last: u64) -> anyhow::Result<
     Ok(here)
 }
 
-fn compare((device, spool): Key, made: &BTreeMap<u64, Made>, said: &Said<'_>, here: &BTreeMap<u64, Answered>, under_way: bool, report: &mut Report) {
+fn compare(
+    (device, spool): Key,
+    made: &BTreeMap<u64, Made>,
+    said: &Said<'_>,
+    here: &BTreeMap<u64, Answered>,
+    under_way: bool,
+    report: &mut Report,
+) {
     let mut fault = |seq: u64, what: &str| report.faults.push(format!("{device} {spool} {seq}: {what}"));
     for (seq, answered) in here {
         match (answered, made.get(seq)) {
@@ -152,7 +160,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 20;
         writeln!(f, "made {}, in the branch {}, acked by the hub {}", self.made, self.relay_acked, self.hub_acked)?;
-        writeln!(f, "in the hub as made {}, held {}, dropped with a word {}, not there yet {}, never committed {}", self.stored, self.held, self.excused, self.under_way, self.unborn)?;
+        writeln!(
+            f,
+            "in the hub as made {}, held {}, dropped with a word {}, not there yet {}, never committed {}",
+            self.stored, self.held, self.excused, self.under_way, self.unborn
+        )?;
         for fault in self.faults.iter().take(SHOWN) {
             writeln!(f, "  wrong: {fault}")?;
         }

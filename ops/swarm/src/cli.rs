@@ -1,4 +1,6 @@
 //! Async: the verbs of `muster-swarm`.
+// What a verb answers goes to the terminal that asked.
+#![allow(clippy::print_stdout)]
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -2,9 +2,7 @@
 //!
 //! About 900 records in 450–520 batches: minutes with input, focus spans, heartbeats, session events, a lunch as a lock.
 
-use muster_mesh::record::{
-    Activity, Application, Capability, Focus, Heartbeat, Kind, Session, Source, State,
-};
+use muster_mesh::record::{Activity, Application, Capability, Focus, Heartbeat, Kind, Session, Source, State};
 
 const MINUTE_MS: u64 = 60_000;
 /// Of eight and a half hours and a lunch, the minutes with input.
@@ -83,7 +81,12 @@ fn spans(dice: &mut Dice, away: impl Fn(u64) -> bool, events: &mut Vec<Event>) {
         if away(minute) {
             continue;
         }
-        let focus = Focus { ms: 2_000 + dice.skewed(23_000, 300_000), application: application(dice), title: Some(title(dice)), source: Source::X11 };
+        let focus = Focus {
+            ms: 2_000 + dice.skewed(23_000, 300_000),
+            application: application(dice),
+            title: Some(title(dice)),
+            source: Source::X11,
+        };
         events.push(event(minute * MINUTE_MS + dice.below(MINUTE_MS), Kind::Focus(focus), false));
     }
 }
@@ -101,7 +104,8 @@ fn application(dice: &mut Dice) -> Application {
 
 /// Median 34 characters; 12 % with letters outside ASCII, 1 % right-to-left; the same title returns often.
 fn title(dice: &mut Dice) -> String {
-    const WORDS: [&str; 12] = ["report", "invoice", "plan", "offer", "meeting", "notes", "draft", "budget", "review", "contract", "inbox", "release"];
+    const WORDS: [&str; 12] =
+        ["report", "invoice", "plan", "offer", "meeting", "notes", "draft", "budget", "review", "contract", "inbox", "release"];
     let again = dice.below(10) < 6;
     let number = if again { dice.below(40) } else { dice.below(4_000) };
     let first = WORDS[(number % 12) as usize];

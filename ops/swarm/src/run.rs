@@ -19,8 +19,8 @@ use muster_mesh::{
     clock::{Clock, SystemClock},
     ids::{DeviceId, Lane, Version},
     limits,
-    quic::Client,
     queue::segment::Segments,
+    quic::Client,
     record::{Record, State},
 };
 use tokio::{
@@ -52,7 +52,8 @@ pub struct Outcome {
 pub async fn run(args: cli::Run) -> anyhow::Result<Outcome> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let names = args.relays.iter().map(|(_, name)| name.to_string()).collect();
-    let journal = JournalFile::open(&args.journal, clock.clone(), names).with_context(|| format!("the journal {} can't be opened", args.journal.display()))?;
+    let journal = JournalFile::open(&args.journal, clock.clone(), names)
+        .with_context(|| format!("the journal {} can't be opened", args.journal.display()))?;
     let journal = Arc::new(journal);
     let devices = devices(&args.certificates, args.agents)?;
     let keepers = Keepers::start(clock.clone()).context("the keeper's thread doesn't start")?;
@@ -93,10 +94,15 @@ pub async fn run(args: cli::Run) -> anyhow::Result<Outcome> {
 fn devices(folder: &Path, most: Option<usize>) -> anyhow::Result<Vec<String>> {
     let entries = std::fs::read_dir(folder).with_context(|| format!("the certificates' folder {} can't be read", folder.display()))?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut devices: Vec<String> = names.filter_map(|name| name.strip_suffix(".pem").filter(|name| name.parse::<DeviceId>().is_ok()).map(str::to_owned)).collect();
+    let mut devices: Vec<String> =
+        names.filter_map(|name| name.strip_suffix(".pem").filter(|name| name.parse::<DeviceId>().is_ok()).map(str::to_owned)).collect();
     devices.sort();
     devices.truncate(most.unwrap_or(usize::MAX));
-    anyhow::ensure!(!devices.is_empty(), "{} holds no <device>.pem: make them with `muster-certs issue agent --count N --out DIR`", folder.display());
+    anyhow::ensure!(
+        !devices.is_empty(),
+        "{} holds no <device>.pem: make them with `muster-certs issue agent --count N --out DIR`",
+        folder.display()
+    );
     Ok(devices)
 }
 
@@ -106,7 +112,13 @@ fn keys(folder: &Path, device: &str) -> anyhow::Result<Arc<Keys>> {
     Ok(Keys::load(&certificate, &key, &file("roots.pem"), Role::Agent, Arc::new(SystemTime))?)
 }
 
-fn keeper(keepers: &Keepers, args: &cli::Run, device: DeviceId, clock: &Arc<dyn Clock>, journal: &Arc<JournalFile>) -> anyhow::Result<Keeper> {
+fn keeper(
+    keepers: &Keepers,
+    args: &cli::Run,
+    device: DeviceId,
+    clock: &Arc<dyn Clock>,
+    journal: &Arc<JournalFile>,
+) -> anyhow::Result<Keeper> {
     let folder = args.state.join(device.to_string());
     let budget = args.budget_mib << 20;
     let plan = Plan {

@@ -30,6 +30,7 @@ impl Disk {
         self.0.lock().unwrap().memory.full = full;
     }
 
+    #[allow(dead_code, reason = "only one of the two tests that share this file ruins a segment")]
     pub fn ruin(&self, segment: u64) {
         self.0.lock().unwrap().memory.ruin(segment);
     }

@@ -103,7 +103,7 @@ fn live(disk: CutDisk, acked: &mut u64, seed: u64) -> Result<(), DirectoryError>
     queue.roll(born(1), 0)?;
     for commit in 0.. {
         let count = 1 + (seed + commit) % 5;
-        let size = if (seed + commit) % 17 == 0 { 70_000 } else { 300 };
+        let size = if (seed + commit).is_multiple_of(17) { 70_000 } else { 300 };
         let entries: Vec<Entry> = (*acked + 1..=*acked + count).map(|seq| entry(seq, size)).collect();
         queue.append(&entries)?;
         *acked += count;
@@ -233,7 +233,10 @@ fn spool() -> SpoolId {
 fn entry(seq: u64, size: usize) -> Entry {
     let mut noise = seq;
     let text: String = (0..size.min(3_900)).map(|_| noise_letter(&mut noise)).collect();
-    let record = |i: usize| Record { at: i as i64, kind: Kind::Capability(Capability { what: format!("aaaaaaaaaa{text}"), able: true, why: String::new() }) };
+    let record = |i: usize| Record {
+        at: i as i64,
+        kind: Kind::Capability(Capability { what: format!("aaaaaaaaaa{text}"), able: true, why: String::new() }),
+    };
     let lane = if size > 60_000 { Lane::Pictures } else { Lane::Telemetry };
     let batch = Batch {
         device: device(),
@@ -295,7 +298,8 @@ struct CutMedium {
 
 impl CutDisk {
     fn new(seed: u64) -> Self {
-        let state = CutState { names: BTreeMap::new(), synced: BTreeMap::new(), operations_left: u64::MAX, chance: seed.wrapping_add(0x9e37_79b9) };
+        let state =
+            CutState { names: BTreeMap::new(), synced: BTreeMap::new(), operations_left: u64::MAX, chance: seed.wrapping_add(0x9e37_79b9) };
         CutDisk(Arc::new(Mutex::new(state)))
     }
 
@@ -316,7 +320,7 @@ impl CutDisk {
         state.operations_left = u64::MAX;
         let mut chance = state.chance.wrapping_mul(31).wrapping_add(salt);
         // A rename or removal that was not synced may have reached the disk all the same, in order.
-        let keep_names = noise_letter(&mut chance) as u8 % 2 == 0;
+        let keep_names = (noise_letter(&mut chance) as u8).is_multiple_of(2);
         let names = if keep_names { state.names.clone() } else { state.synced.clone() };
         for file in names.values() {
             let mut file = file.lock().unwrap();
@@ -397,7 +401,7 @@ impl Disk for CutDisk {
 }
 
 impl Medium for CutMedium {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.file.lock().unwrap().seen.len() as u64)
     }
 
