@@ -344,6 +344,9 @@ impl Work {
         self.effective = self.day.effective().cloned().map(Arc::new);
         match (&self.effective, self.day.asks()) {
             (None, true) => tracing::info!("nothing is observed: the notice waits to be read (muster-agent notice)"),
+            (Some(_), true) if self.day.is_test_mode() => {
+                tracing::info!("test mode: all that the policy names is observed; its notice waits to be read (muster-agent notice)")
+            }
             (Some(_), true) => {
                 tracing::info!("a newer notice waits to be read (muster-agent notice); what it adds isn't observed until then")
             }

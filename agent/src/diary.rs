@@ -72,6 +72,10 @@ impl Journal for Diary {
         numbers.iter().for_each(|&(spool, seq)| self.tally.relay(spool, seq, now_ms));
     }
 
+    fn returned(&mut self, numbers: u64) {
+        self.tally.returned(numbers);
+    }
+
     fn hub(&mut self, spool: SpoolId, stored: &Ranges, shown: &[(u64, Verdict, Reason)]) {
         let (now, zone) = (self.clock.now(), self.clock.zone());
         self.tally.hub(spool, stored, now.boot_ms);

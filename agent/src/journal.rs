@@ -18,6 +18,8 @@ pub trait Journal: Send {
     fn relay(&mut self, _relay: usize, _numbers: &[(SpoolId, u64)]) {}
     /// The hub newly says that it has these (after a start: says again); `shown` are the verdicts that are neither stored nor repeat.
     fn hub(&mut self, _spool: SpoolId, _stored: &Ranges, _shown: &[(u64, Verdict, Reason)]) {}
+    /// The relay doesn't have so many numbers any more; they are sent again.
+    fn returned(&mut self, _numbers: u64) {}
     fn incident(&mut self, _incident: &Incident) {}
 }
 

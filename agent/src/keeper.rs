@@ -25,6 +25,7 @@ use muster_mesh::{
     link::agent_side::{AgentSide, Rules},
     message::{Ack, HubAck, LaneState, Returned, Welcome},
     queue::directory::{Directory, DirectoryError},
+    ranges::Ranges,
     record::{Gap, GapReason, Kind, Record},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -546,6 +547,10 @@ impl<D: Directory + Send + 'static> Kept<D> {
         match heard {
             Heard::Ack(ack) => self.acked(ack),
             Heard::Returned(returned) => {
+                if let Some(journal) = &self.plan.journal {
+                    let numbers: Ranges = returned.numbers.iter().copied().collect();
+                    journal.lock().unwrap_or_else(PoisonError::into_inner).returned(numbers.count());
+                }
                 if let Some(incidents) = self.with(|spool| spool.on_returned(&returned, now)) {
                     self.tell(incidents);
                 }

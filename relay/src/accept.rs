@@ -174,7 +174,9 @@ async fn welcome(connection: &Connection, branch: &Arc<Branch>) -> Result<Visit,
         address: None,
     };
     let mut visit = Visit { connection: connection.clone(), branch: branch.clone(), device, registered, control, arrival };
-    visit.say_welcome().await?;
+    // One that never reads isn't waited for: the device's next connection waits for this one to leave.
+    let unheard = || End::with(CloseCode::Silent, "the welcome wasn't read in time");
+    timeout(limits::HANDSHAKE_TIMEOUT, visit.say_welcome()).await.map_err(|_| unheard())??;
     Ok(visit)
 }
 

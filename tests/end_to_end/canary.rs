@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use sqlx::{Column, Row, TypeInfo, ValueRef};
 use tokio::time::{Instant, sleep};
 
-use crate::swarm::{PATIENCE, folder, mesh};
+use crate::swarm::{PATIENCE, folder, mesh, program};
 
 const SITE: &str = "oslo";
 const PERSON: &str = "ada";
@@ -140,7 +140,7 @@ fn xdotool(display: &str, arguments: &[&str]) -> String {
 
 /// As a person does: in a terminal, answering what it asks.
 fn read_the_notice(mesh: &Mesh) {
-    let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("muster-agent");
+    let program = program("muster-agent");
     let config = mesh.folder_of(&agent()).join("agent.toml");
     let command = format!("{} notice --config {}", program.display(), config.display());
     let mut terminal =

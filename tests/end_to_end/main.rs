@@ -1,6 +1,8 @@
 //! Async: the whole mesh in real processes: killed, wiped, restored, moved, looked through. One binary; `ops/test` builds the programs first.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod canary;
 mod faults;
 mod kills;
+mod quickstart;
 mod swarm;

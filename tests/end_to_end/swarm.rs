@@ -38,6 +38,12 @@ pub fn mesh(folder: &Path, sites: &[&str]) -> Mesh {
         .expect("a mesh")
 }
 
+/// One of the built programs.
+pub fn program(name: &str) -> PathBuf {
+    let this = std::env::current_exe().expect("this program's path");
+    this.ancestors().nth(2).expect("tests lie two folders below the programs").join(name)
+}
+
 /// Many agents of one site.
 pub struct Swarm {
     folder: PathBuf,
@@ -78,9 +84,7 @@ impl Swarm {
     pub fn start(&mut self, mesh: &Mesh, sites: &[&str], life: Life) {
         assert!(self.running.is_none(), "the swarm runs already");
         self.lives += 1;
-        let programs = std::env::current_exe().expect("this program's path");
-        let programs = programs.ancestors().nth(2).expect("tests lie two folders below the programs").to_owned();
-        let mut command = Command::new(programs.join("muster-swarm"));
+        let mut command = Command::new(program("muster-swarm"));
         command.arg("run");
         for site in sites {
             let address = relay_address(mesh, site);

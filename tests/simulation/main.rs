@@ -1,6 +1,7 @@
-//! Quiet: the hop's rules under loss, repeats, crashes, moves, wipes, damage, images and restores, many thousand times a minute.
+//! Blocking: the hop's rules under loss, repeats, crashes, moves, wipes, damage, images and restores, many thousand times a minute.
 //!
 //! A failing seed shrinks to the trace that is printed. `MUSTER_TEST=long` runs more; `MUSTER_SEED=n` runs one.
+#![allow(clippy::print_stdout)]
 
 mod action;
 mod hub;

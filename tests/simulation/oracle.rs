@@ -87,6 +87,11 @@ fn check_forgetting(world: &World, wrong: &mut Vec<String>) {
         if let Some((spool, _)) = world.agent.side().stubs(lane).next() {
             wrong.push(format!("KEPT FOR EVER: the stub of {spool}"));
         }
+        for (number, relay) in world.relays.iter().enumerate() {
+            if let Some((segment, _)) = relay.buffers[lane.index()].queue().segments().find(|(_, sidecar)| sidecar.closed) {
+                wrong.push(format!("KEPT FOR EVER: relay {number}'s {lane} segment {segment}, though every backup contains it"));
+            }
+        }
         if let Some(relay) = world.relays.iter().position(|relay| relay.buffers[lane.index()].has_backlog()) {
             wrong.push(format!("STALL: relay {relay} keeps a backlog of {lane}"));
         }

@@ -562,6 +562,17 @@ impl World {
                 break;
             }
         }
+        self.back_up_and_free();
+    }
+
+    /// Every kept backup contains everything: relays need nothing any more.
+    fn back_up_and_free(&mut self) {
+        self.hub.backup();
+        self.hub.backup();
+        for relay in 0..2 {
+            self.sync(relay, Lane::Telemetry, 99, 2);
+            Lane::ALL.into_iter().for_each(|lane| self.relays[relay].free(lane, self.now_ms));
+        }
     }
 
     /// Envelopes that wait at the agent and at the relays.

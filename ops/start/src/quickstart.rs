@@ -200,7 +200,8 @@ impl<'a> Run<'a> {
         let status = self.mesh.ask(&self.agent, &json!({ "verb": "status" })).await?;
         let mut at_agent = AtAgent::from_json(&status)?;
         let in_hub: InHub = self.mesh.hub()?.in_hub(self.started_ms).await?;
-        at_agent.returned += in_hub.returned_ever.saturating_sub(self.returned_before);
+        // What the hub returned, its agent hears of through the relay, unless the relay is gone.
+        at_agent.returned = at_agent.returned.max(in_hub.returned_ever.saturating_sub(self.returned_before));
         let seconds = if self.seconds > 0 { self.seconds } else { self.begin.elapsed().as_secs() };
         self.last = Summary::of(self.started_ms, seconds, &at_agent, &in_hub);
         if self.noted.elapsed() >= NOTE_EVERY {

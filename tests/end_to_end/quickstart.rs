@@ -1,7 +1,4 @@
 //! Async: quickstart as people start it, and what its `--check` finds when something went missing.
-//!
-//! Needs the packages of ops/packages and the built programs (`cargo build`).
-#![allow(clippy::unwrap_used)]
 
 use std::{
     fs,
@@ -18,7 +15,9 @@ use muster_start::{
 };
 use serde_json::json;
 
-const POLICY: &str = include_str!("../../examples/policy.toml");
+use crate::swarm::program;
+
+const POLICY: &str = include_str!("../../ops/examples/policy.toml");
 
 /// A folder, with a short name since the control sockets' paths must be short.
 struct Place {
@@ -35,7 +34,7 @@ impl Place {
     }
 
     fn quickstart(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_muster-quickstart"));
+        let mut command = Command::new(program("muster-quickstart"));
         command.args(arguments).arg("--folder").arg(self.path()).env_remove("DISPLAY").output().unwrap()
     }
 }
