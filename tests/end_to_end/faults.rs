@@ -3,7 +3,14 @@
 
 use std::{fs, path::Path, process::Command};
 
-use muster_start::mesh::{Mesh, Node};
+use muster_mesh::{
+    batch::{self, Batch, Envelope, Head},
+    clock::{Clock, SystemClock},
+    ids::{BootId, DeviceId, Lane, SpoolId, Version},
+    queue::{Queue, directory::Entry, segment::Segments, sidecar::Born},
+    record::{Capability, Kind, Record},
+};
+use muster_start::mesh::{AgentAt, Mesh, Node};
 use muster_swarm::check::Report;
 
 use crate::swarm::{BUSY, Swarm, folder, mesh};
@@ -197,4 +204,66 @@ async fn segments_lost_at_a_relay_heal_and_lost_at_an_agent_too_turn_the_check_r
         let report = swarm.check(&mesh).await;
         assert_eq!(report.is_sound(), !lost_at_the_agent_too, "{report}");
     }
+}
+
+#[tokio::test]
+async fn what_a_newer_agent_sends_is_held_told_in_today_and_stops_nothing_behind_it() {
+    const PERSON: &str = "ada";
+    let folder = folder();
+    let mut mesh = mesh(folder.path(), &[OSLO]);
+    mesh.start_hub().await.unwrap();
+    mesh.start_relay(OSLO).await.unwrap();
+    let at = AgentAt { person: PERSON, name: "Ada", site: OSLO, relays: &[OSLO], display: None };
+    let agent = Node::Agent(PERSON.into());
+    mesh.start_agent(&at).await.unwrap();
+    mesh.stop(&agent).await.unwrap();
+    put_newer_batches(&mesh, &agent);
+    mesh.start_agent(&at).await.unwrap();
+    mesh.until(&agent, "the person is told", async |mesh| {
+        let today = mesh.ask(&agent, &serde_json::json!({ "verb": "today" })).await.unwrap();
+        let text = today["text"].as_str().unwrap();
+        text.contains("1 batch is held (unknown version)") && text.contains("1 batch is held (unknown codec)")
+    })
+    .await
+    .unwrap();
+    let summary = mesh.hub().unwrap().get("/api/v1/summary").await.unwrap();
+    assert_eq!((&summary["batches"]["held"], &summary["missing"], &summary["lost"]), (&2.into(), &0.into(), &0.into()), "{summary:#}");
+    assert!(summary["kinds"]["timer"].is_null() && summary["kinds"]["capability"].as_u64().unwrap() > 0, "{summary:#}");
+}
+
+/// A spool as a newer build may leave it: of its three batches this hub can open the last one only.
+fn put_newer_batches(mesh: &Mesh, agent: &Node) {
+    let certificate = fs::read_to_string(mesh.folder_of(agent).join("certificate.pem")).unwrap();
+    let chain = muster_certs::material::certificates("certificate", &certificate, 4).unwrap();
+    let device = DeviceId(muster_certs::read_leaf(&chain[0]).unwrap().identity.name.device().unwrap());
+    let spool = SpoolId::new(1, [7; 10]);
+    let batch = |seq: u64| Batch {
+        device,
+        spool,
+        seq,
+        lane: Lane::Telemetry,
+        policy: Version::default(),
+        notice: Version::default(),
+        erasure: Version::default(),
+        test_mode: true,
+        head: Head { boot: BootId([9; 16]), wall_ms: 0, boot_ms: 0, zone: "Etc/UTC".into(), offset_s: 0, tails: Vec::new() },
+        records: vec![Record {
+            at: SystemClock::new().now().wall_ms,
+            kind: Kind::Capability(Capability { what: "a newer thing".into(), able: true, why: String::new() }),
+        }],
+    };
+    let changed = |seq: u64, change: fn(&mut batch::Header)| {
+        let sealed = batch(seq).seal().unwrap();
+        let mut header = *sealed.header();
+        change(&mut header);
+        let body = &sealed.bytes()[batch::HEADER_BYTES..sealed.bytes().len() - batch::CRC_BYTES];
+        Envelope::read(batch::frame(&header, body)).unwrap()
+    };
+    let envelopes = [changed(1, |header| header.version = 9), changed(2, |header| header.codec = 9), batch(3).seal().unwrap()];
+    let entries = envelopes.map(|envelope| Entry { facts: Default::default(), envelope });
+    let (mut queue, _) = Queue::open(Segments::open(&mesh.state(agent).join("telemetry"), 1 << 20).unwrap(), 8 << 20).unwrap();
+    queue.roll(Some(Born { device, spool, first: 1 }), 0).unwrap();
+    queue.append(&entries).unwrap();
+    // As the agent's own start does with every tail that it finds.
+    queue.roll(None, 0).unwrap();
 }

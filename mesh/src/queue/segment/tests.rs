@@ -74,8 +74,8 @@ fn cut_power(seed: u64) {
     let disk = CutDisk::new(seed);
     // Cuts fall on every kind of step: creation takes some 40 operations, a commit about 10.
     disk.state().operations_left = 1 + seed.wrapping_mul(7_919) % 600;
-    let mut acked = 0;
-    let _ = live(disk.clone(), &mut acked, seed);
+    let mut life = Life::default();
+    let _ = life.live(disk.clone(), seed);
     for again in 0..3 {
         disk.cut(again);
         let mut queue = match Segments::on(disk.clone(), CACHE).and_then(|segments| Queue::open(segments, SEGMENT_BYTES)) {
@@ -86,36 +86,56 @@ fn cut_power(seed: u64) {
             Err(error) => panic!("seed {seed}: the queue doesn't open after a cut: {error}"),
         };
         let numbers: Vec<u64> = read_all(&mut queue).iter().map(|entry| entry.envelope.header().seq).collect();
-        let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
-        assert_eq!(numbers, expected, "seed {seed}");
-        assert!(numbers.len() as u64 >= acked, "seed {seed}: {acked} were acked, {} are there", numbers.len());
+        // Where everything was deleted nothing is there, and nothing has to be.
+        let last = numbers.last().copied().unwrap_or(life.deleted);
+        let first = numbers.first().copied().unwrap_or(last + 1);
+        assert_eq!(numbers, (first..=last).collect::<Vec<_>>(), "seed {seed}: in order, without a hole");
+        assert!(first <= life.deleted + 1, "seed {seed}: only up to {} was deleted, and the first is {first}", life.deleted);
+        assert!(last >= life.acked, "seed {seed}: {} were acked, {last} are there", life.acked);
         let progress = queue.directory().file("progress").unwrap().map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap()));
-        assert!(progress <= acked + 1, "seed {seed}");
+        assert!(progress >= life.noted && progress <= life.acked + 1, "seed {seed}: {progress}, and {} was synced", life.noted);
         // A cut while the next start works is survived as well.
         disk.state().operations_left = 20 + seed % 50;
-        let _ = queue.roll(born(numbers.len() as u64 + 1), 0);
+        let _ = queue.roll(born(last + 1), 0);
     }
 }
 
-/// Appends, rolls, saves progress and deletes nothing until the power goes; `acked` counts what was committed.
-fn live(disk: CutDisk, acked: &mut u64, seed: u64) -> Result<(), DirectoryError> {
-    let (mut queue, _) = Queue::open(Segments::on(disk, CACHE)?, SEGMENT_BYTES)?;
-    queue.roll(born(1), 0)?;
-    for commit in 0.. {
-        let count = 1 + (seed + commit) % 5;
-        let size = if (seed + commit).is_multiple_of(17) { 70_000 } else { 300 };
-        let entries: Vec<Entry> = (*acked + 1..=*acked + count).map(|seq| entry(seq, size)).collect();
-        queue.append(&entries)?;
-        *acked += count;
-        if commit % 4 == 3 {
-            let next = *acked + 1;
-            queue.directory().put_file("progress", &next.to_le_bytes(), true)?;
+/// What a queue's owner was told until the power went.
+#[derive(Debug, Default)]
+struct Life {
+    acked: u64,
+    /// Numbers up to here may be deleted, because somebody asked for it.
+    deleted: u64,
+    /// What the last synced progress says.
+    noted: u64,
+}
+
+impl Life {
+    /// Appends, closes, saves progress and deletes until the power goes.
+    fn live(&mut self, disk: CutDisk, seed: u64) -> Result<(), DirectoryError> {
+        let (mut queue, _) = Queue::open(Segments::on(disk, CACHE)?, SEGMENT_BYTES)?;
+        queue.roll(born(1), 0)?;
+        for commit in 0.. {
+            let count = 1 + (seed + commit) % 5;
+            let size = if (seed + commit).is_multiple_of(17) { 70_000 } else { 2_000 };
+            let entries: Vec<Entry> = (self.acked + 1..=self.acked + count).map(|seq| entry(seq, size)).collect();
+            queue.append(&entries)?;
+            self.acked += count;
+            if commit % 4 == 3 {
+                queue.directory().put_file("progress", &self.acked.to_le_bytes(), true)?;
+                self.noted = self.acked;
+            }
+            if queue.tail_is_full() {
+                queue.roll(born(self.acked + 1), 0)?;
+            }
+            let oldest = queue.segments().find(|(_, sidecar)| sidecar.closed).map(|(segment, sidecar)| (segment, sidecar.clone()));
+            if let Some((segment, sidecar)) = oldest.filter(|_| commit % 3 == 2) {
+                self.deleted = sidecar.numbers(device(), spool()).last().unwrap_or(self.deleted);
+                queue.delete(segment)?;
+            }
         }
-        if queue.tail_is_full() {
-            queue.roll(born(*acked + 1), 0)?;
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[test]
