@@ -16,7 +16,7 @@ use muster_mesh::{
     link::relay_sync::Rules,
     message::{Down, Hello, Up},
     queue::{directory::Directory, memory::Memory, segment::Segments},
-    quic::{Client, Server},
+    quic::{Client, Connection, ControlReceiver, ControlSender, Server},
 };
 use muster_relay::{
     accept::{self, Branch},
@@ -24,13 +24,19 @@ use muster_relay::{
     buffer::{Buffer, Size},
     writer::{LaneInbox, Writer},
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Barrier, Semaphore},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{measure::alternate, queue};
 
 const DOMAIN: &str = "bench.muster.internal";
 const CACHE_BYTES: usize = 4 << 20;
+/// Agents that dial at the same time: a crowd that comes at once is told to come again, and this doesn't measure handshakes.
+const DIALLING_MAX: usize = 32;
 
 /// A load on one relay.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +45,13 @@ struct Load {
     in_flight: u64,
     batches: u64,
     bytes: usize,
+}
+
+/// Everyone connects, a few at a time; then all begin at once.
+struct Start {
+    doors: Semaphore,
+    ready: Barrier,
+    go: CancellationToken,
 }
 
 /// 64 agents with 64 in flight, 2 KB.
@@ -132,14 +145,21 @@ impl Load {
             connections.push((DeviceId(device), client));
         }
         let mut senders = JoinSet::new();
-        let (ready, go) = (Arc::new(tokio::sync::Barrier::new(self.agents + 1)), CancellationToken::new());
+        let doors = Semaphore::new(DIALLING_MAX);
+        let start = Arc::new(Start { doors, ready: Barrier::new(self.agents + 1), go: CancellationToken::new() });
         for (device, client) in connections {
-            let (address, name, ready, go) = (address.clone(), relay_name.clone(), ready.clone(), go.clone());
-            senders.spawn(async move { self.send(device, client, &address, &name, &ready, &go).await });
+            let (address, name, start) = (address.clone(), relay_name.clone(), start.clone());
+            senders.spawn(async move { self.send(device, client, &address, &name, &start).await });
         }
-        ready.wait().await;
+        tokio::select! {
+            _ = start.ready.wait() => {}
+            Some(ended) = senders.join_next() => {
+                ended??;
+                anyhow::bail!("an agent ended before the start");
+            }
+        }
         let begin = Instant::now();
-        go.cancel();
+        start.go.cancel();
         while let Some(sent) = senders.join_next().await {
             sent??;
         }
@@ -152,41 +172,15 @@ impl Load {
     }
 
     /// One agent: connects, waits for the start, sends its share with so many in flight.
-    async fn send(
-        self,
-        device: DeviceId,
-        client: Client,
-        address: &str,
-        relay: &Name,
-        ready: &tokio::sync::Barrier,
-        go: &CancellationToken,
-    ) -> anyhow::Result<()> {
-        let connection = client.connect(address, relay, Duration::from_secs(60)).await?;
-        let (mut up, mut down) = connection.open_control().await?;
-        let hello = Hello {
-            protocols: (1, 1),
-            dial: 1,
-            boot: BootId([1; 16]),
-            wall_ms: 0,
-            boot_ms: 0,
-            zone: String::new(),
-            versions: Vec::new(),
-            tails: Vec::new(),
-        };
-        up.send(Up::Hello(hello).frame()?).await?;
-        loop {
-            let message = down.receive().await?.context("the relay says nothing")?;
-            if let Some(Down::Welcome(_)) = Down::read(&message)? {
-                break;
-            }
-        }
+    async fn send(self, device: DeviceId, client: Client, address: &str, relay: &Name, start: &Start) -> anyhow::Result<()> {
+        let (connection, mut control) = welcomed(&client, address, relay, &start.doors).await?;
         let mut lane = connection.open_lane(Lane::Telemetry).await?;
         let total = self.batches / self.agents as u64;
         let spool = SpoolId(device.0);
         let envelopes: Vec<Bytes> =
             (1..=total.min(256)).map(|seq| queue::envelope(device, spool, seq, self.bytes).bytes().clone()).collect();
-        ready.wait().await;
-        go.cancelled().await;
+        start.ready.wait().await;
+        start.go.cancelled().await;
         let (mut sent, mut acked) = (0u64, 0u64);
         while acked < total {
             let more = (total - sent).min(self.in_flight - (sent - acked));
@@ -194,11 +188,40 @@ impl Load {
                 lane.send((sent..sent + more).map(|at| envelopes[at as usize % envelopes.len()].clone())).await?;
                 sent += more;
             }
-            let message = down.receive().await?.context("the relay ended the control stream")?;
+            let message = control.1.receive().await?.context("the relay ended the control stream")?;
             if let Some(Down::Ack(ack)) = Down::read(&message)? {
                 acked = ack.count;
             }
         }
         Ok(())
+    }
+}
+
+/// Connects and says hello; the relay's door lets only so many in at a time.
+async fn welcomed(
+    client: &Client,
+    address: &str,
+    relay: &Name,
+    doors: &Semaphore,
+) -> anyhow::Result<(Connection, (ControlSender, ControlReceiver))> {
+    let _turn = doors.acquire().await?;
+    let connection = client.connect(address, relay, Duration::from_secs(60)).await?;
+    let mut control = connection.open_control().await?;
+    let hello = Hello {
+        protocols: (1, 1),
+        dial: 1,
+        boot: BootId([1; 16]),
+        wall_ms: 0,
+        boot_ms: 0,
+        zone: String::new(),
+        versions: Vec::new(),
+        tails: Vec::new(),
+    };
+    control.0.send(Up::Hello(hello).frame()?).await?;
+    loop {
+        let message = control.1.receive().await?.context("the relay says nothing")?;
+        if let Some(Down::Welcome(_)) = Down::read(&message)? {
+            return Ok((connection, control));
+        }
     }
 }
