@@ -59,7 +59,7 @@ pub fn row() -> anyhow::Result<()> {
     let load = Load { agents: 64, in_flight: 64, batches: 200_000, bytes: 2_048 };
     println!("hop, {load:?}");
     let (mut none, mut disk) = (|| run(load, false).map(|rate| rate * 2_048.0 / 1e6), || run(load, true).map(|rate| rate * 2_048.0 / 1e6));
-    alternate("MB/s", &mut [("without a disk", &mut none), ("synced to redb", &mut disk)])
+    alternate("MB/s", &mut [("kept in memory, no disk", &mut none), ("synced to redb", &mut disk)])
 }
 
 /// Once, for alternating with another program.
