@@ -313,11 +313,18 @@ fn gap_reason_number(reason: GapReason) -> i64 {
         GapReason::Damaged => 1,
         GapReason::Returned => 2,
         GapReason::Overflow => 3,
+        GapReason::Excluded => 4,
+        GapReason::Locked => 5,
+        GapReason::Paused => 6,
+        GapReason::OutsideHours => 7,
+        GapReason::Asleep => 8,
+        GapReason::BatteryLow => 9,
+        GapReason::Failed => 10,
     }
 }
 
 fn gap_reason_of(number: i64) -> Option<GapReason> {
-    [GapReason::Budget, GapReason::Damaged, GapReason::Returned, GapReason::Overflow].get(usize::try_from(number).ok()?).copied()
+    GapReason::ALL.get(usize::try_from(number).ok()?).copied()
 }
 
 pub fn int(number: i64) -> Value {
@@ -391,7 +398,7 @@ mod tests {
         for source in [Source::X11, Source::Portal, Source::None] {
             assert_eq!(source_of(source_number(source)), Some(source));
         }
-        for reason in [GapReason::Budget, GapReason::Damaged, GapReason::Returned, GapReason::Overflow] {
+        for reason in GapReason::ALL {
             assert_eq!(gap_reason_of(gap_reason_number(reason)), Some(reason));
         }
         assert_eq!((state_of(10), source_of(3), gap_reason_of(-1)), (None, None, None));

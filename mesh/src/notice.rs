@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     ids::Version,
-    policy::{Policy, PolicyError, Switch},
+    policy::{KindRetention, PictureArea, Pictures, Policy, PolicyError, Switch},
 };
 
 /// BCP 47 tag of the only language that this build writes.
@@ -102,7 +102,7 @@ fn text(policy: &Policy) -> String {
         "Who can see it",
         &["you, on this computer, as counts; and who administers the hub. Each look there is written down.".into()],
     );
-    part(&mut text, "How long", &[format!("{}, then it is deleted.", days(policy.retention_days))]);
+    part(&mut text, "How long", &[how_long(policy)]);
     part(&mut text, "Your rights", &[format!("to see it, correct it, take it with you, have it deleted: ask {}.", policy.purpose.contact)]);
     text
 }
@@ -133,13 +133,33 @@ fn recorded(policy: &Policy) -> Vec<String> {
         lines.push("which program is in front: not the titles of its windows".into());
     }
     if policy.has(Switch::Pictures) {
-        let blurred = if policy.pictures.blur { "blurred pictures (their layout can be guessed)" } else { "pictures" };
-        lines.push(format!("{blurred} of your screen"));
+        lines.push(pictures(&policy.pictures));
     }
     if policy.has(Switch::Addresses) {
         lines.push("the network addresses of this computer".into());
     }
     lines
+}
+
+/// It is blur, not redaction, and the person is told so.
+fn pictures(pictures: &Pictures) -> String {
+    let area = match pictures.area {
+        PictureArea::ActiveWindow => "the window in front",
+        PictureArea::All => "your screens",
+    };
+    let logs = match pictures.detailed_logs_per_day {
+        0 => None,
+        1 => Some("once a day at a time that nobody knows before".to_owned()),
+        n => Some(format!("{n} times a day at times that nobody knows before")),
+    };
+    let interval = (pictures.interval_s > 0).then(|| format!("every {}", duration(pictures.interval_s)));
+    let when = [logs, interval].into_iter().flatten().collect::<Vec<_>>().join(", and ");
+    let seen = if pictures.blur {
+        "blurred before they are kept: text can't be read, very large type and the layout can be guessed"
+    } else {
+        "not blurred: what stands there can be read"
+    };
+    format!("pictures of {area}, {when}, {seen}")
 }
 
 fn not_recorded(policy: &Policy) -> String {
@@ -156,12 +176,29 @@ fn not_recorded(policy: &Policy) -> String {
     not.join(", ")
 }
 
+fn how_long(policy: &Policy) -> String {
+    let KindRetention { titles_days, pictures_days, network_days } = policy.retention;
+    let shorter = |switch, what: &str, kept| (policy.has(switch) && kept < policy.retention_days).then(|| format!("{what} {}", days(kept)));
+    let shorter: Vec<String> = [
+        shorter(Switch::Titles, "the titles of windows", titles_days),
+        shorter(Switch::Pictures, "pictures", pictures_days),
+        shorter(Switch::Addresses, "network addresses", network_days),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let all = format!("{}, then it is deleted", days(policy.retention_days));
+    if shorter.is_empty() { format!("{all}.") } else { format!("{all}; {} only.", shorter.join(", ")) }
+}
+
 fn private(policy: &Policy) -> String {
     let paused = "everything you pause for: only that it happened, and for how long";
-    if policy.excluded.is_empty() || !policy.has(Switch::Applications) {
+    let (windows, pictures) = (policy.has(Switch::Applications), policy.has(Switch::Pictures));
+    if policy.excluded.is_empty() || !(windows || pictures) {
         return paused.into();
     }
-    format!("{} and {paused}", policy.excluded.join(", "))
+    let unseen = if pictures { "; no picture is taken while one of these programs can be seen" } else { "" };
+    format!("{} and {paused}{unseen}", policy.excluded.join(", "))
 }
 
 fn duration(seconds: u32) -> String {
@@ -326,6 +363,24 @@ mod tests {
             "pictures can't be served, so they aren't named"
         );
         assert!(!notice.text.contains("test mode"));
+    }
+
+    #[test]
+    fn the_text_says_what_pictures_show_and_how_long_they_are_kept() {
+        let mut policy = policy();
+        policy.retention.pictures_days = 7;
+        let flat = |policy: &Policy| Notice::of(policy, &Switch::ALL).text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let blurred = flat(&policy);
+        for says in [
+            "pictures of the window in front, 2 times a day at times that nobody knows before, blurred before they are kept",
+            "very large type and the layout can be guessed",
+            "45 days, then it is deleted; pictures 7 days only.",
+            "no picture is taken while one of these programs can be seen",
+        ] {
+            assert!(blurred.contains(says), "{says} is missing in:\n{blurred}");
+        }
+        policy.pictures = Pictures { detailed_logs_per_day: 0, interval_s: 600, area: PictureArea::All, blur: false };
+        assert!(flat(&policy).contains("pictures of your screens, every 10 minutes, not blurred: what stands there can be read"));
     }
 
     #[test]

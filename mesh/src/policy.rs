@@ -20,6 +20,8 @@ pub struct Policy {
     pub purpose: Purpose,
     /// Days that personal activity data is kept.
     pub retention_days: u16,
+    /// What is kept shorter than that.
+    pub retention: KindRetention,
     /// Outside them nothing is observed.
     pub hours: WorkingHours,
     /// Seconds between two signs of life; a change of state makes one at once.
@@ -48,6 +50,14 @@ pub struct Purpose {
     pub text: String,
     pub legal_ground: String,
     pub contact: String,
+}
+
+/// Days that what tells most of a person is kept: never longer than the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KindRetention {
+    pub titles_days: u16,
+    pub pictures_days: u16,
+    pub network_days: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,6 +180,7 @@ impl Policy {
     pub fn narrowed_by(&self, read: &Policy) -> Policy {
         Policy {
             retention_days: self.retention_days.min(read.retention_days),
+            retention: self.retention.narrowed_by(read.retention),
             hours: self.hours.and(&read.hours),
             heartbeat_s: self.heartbeat_s.max(read.heartbeat_s),
             idle_after_s: self.idle_after_s.max(read.idle_after_s),
@@ -202,6 +213,11 @@ impl Policy {
             require(field, !value.trim().is_empty(), "is empty; the notice shows it")?;
         }
         require("purpose.retention_days", (1..=RETENTION_DAYS_MAX).contains(&self.retention_days), "is not 1 to 3650 days")?;
+        let KindRetention { titles_days, pictures_days, network_days } = self.retention;
+        for (field, days) in [("titles_days", titles_days), ("pictures_days", pictures_days), ("network_days", network_days)] {
+            let within = (1..=self.retention_days).contains(&days);
+            require(&format!("retention.{field}"), within, "is not 1 to purpose.retention_days days")?;
+        }
         require("when.working_hours", !self.hours.minutes.is_empty(), "holds no minute of the week")?;
         require("when.heartbeat_s", (1..=SECONDS_MAX).contains(&self.heartbeat_s), "is not 1 to 86400 seconds")?;
         require("when.idle_after_s", (1..=SECONDS_MAX).contains(&self.idle_after_s), "is not 1 to 86400 seconds")?;
@@ -227,6 +243,21 @@ fn shown(field: &str, text: &str) -> Result<(), PolicyError> {
 
 fn require(field: &str, holds: bool, otherwise: &str) -> Result<(), PolicyError> {
     if holds { Ok(()) } else { Err(PolicyError::new(field, otherwise)) }
+}
+
+impl KindRetention {
+    /// Each kind for as long as all the others.
+    pub fn alike(days: u16) -> KindRetention {
+        KindRetention { titles_days: days, pictures_days: days, network_days: days }
+    }
+
+    fn narrowed_by(self, read: KindRetention) -> KindRetention {
+        KindRetention {
+            titles_days: self.titles_days.min(read.titles_days),
+            pictures_days: self.pictures_days.min(read.pictures_days),
+            network_days: self.network_days.min(read.network_days),
+        }
+    }
 }
 
 impl Pictures {
@@ -383,6 +414,8 @@ impl fmt::Debug for WorkingHours {
 #[serde(deny_unknown_fields)]
 struct File {
     purpose: FilePurpose,
+    #[serde(default)]
+    retention: PartRetention,
     when: FileWhen,
     #[serde(default)]
     windows: FileWindows,
@@ -403,6 +436,15 @@ struct FilePurpose {
     legal_ground: String,
     contact: String,
     retention_days: Option<u16>,
+}
+
+/// A kind that isn't stated is kept as long as the rest.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PartRetention {
+    titles_days: Option<u16>,
+    pictures_days: Option<u16>,
+    network_days: Option<u16>,
 }
 
 #[derive(Deserialize)]
@@ -452,11 +494,13 @@ struct FileNetwork {
 
 impl File {
     fn policy(self) -> Result<Policy, PolicyError> {
-        let File { purpose, when, windows, input, pictures, network } = self;
+        let File { purpose, retention, when, windows, input, pictures, network } = self;
         let FilePurpose { organisation, text, legal_ground, contact, retention_days } = purpose;
+        let retention_days = retention_days.unwrap_or(RETENTION_DAYS);
         Ok(Policy {
             purpose: Purpose { organisation, text, legal_ground, contact },
-            retention_days: retention_days.unwrap_or(RETENTION_DAYS),
+            retention_days,
+            retention: retention.within(retention_days),
             hours: WorkingHours::parse(&when.working_hours.days, &when.working_hours.from, &when.working_hours.to)?,
             heartbeat_s: when.heartbeat_s.unwrap_or(HEARTBEAT_S),
             idle_after_s: when.idle_after_s.unwrap_or(IDLE_AFTER_S),
@@ -469,6 +513,16 @@ impl File {
             test_mode: false,
             notice: Version::default(),
         })
+    }
+}
+
+impl PartRetention {
+    fn within(self, days: u16) -> KindRetention {
+        KindRetention {
+            titles_days: self.titles_days.unwrap_or(days),
+            pictures_days: self.pictures_days.unwrap_or(days),
+            network_days: self.network_days.unwrap_or(days),
+        }
     }
 }
 
@@ -508,6 +562,9 @@ struct Wire {
     legal_ground: String,
     contact: String,
     retention_days: u16,
+    titles_days: Option<u16>,
+    pictures_days: Option<u16>,
+    network_days: Option<u16>,
     /// First and last minute of each span of the local week.
     hours: Vec<(u16, u16)>,
     heartbeat_s: u32,
@@ -547,6 +604,9 @@ impl Wire {
             legal_ground: policy.purpose.legal_ground.clone(),
             contact: policy.purpose.contact.clone(),
             retention_days: policy.retention_days,
+            titles_days: Some(policy.retention.titles_days),
+            pictures_days: Some(policy.retention.pictures_days),
+            network_days: Some(policy.retention.network_days),
             hours,
             heartbeat_s: policy.heartbeat_s,
             idle_after_s: policy.idle_after_s,
@@ -568,6 +628,7 @@ impl Wire {
             require("when.working_hours", first <= last && last < WEEK_MINUTES, "is not a span of a week's minutes")?;
             minutes.insert_range(first, last);
         }
+        let retention = PartRetention { titles_days: self.titles_days, pictures_days: self.pictures_days, network_days: self.network_days };
         Ok(Policy {
             purpose: Purpose {
                 organisation: self.organisation,
@@ -576,6 +637,7 @@ impl Wire {
                 contact: self.contact,
             },
             retention_days: self.retention_days,
+            retention: retention.within(self.retention_days),
             hours: WorkingHours { minutes },
             heartbeat_s: self.heartbeat_s,
             idle_after_s: self.idle_after_s,
@@ -688,6 +750,22 @@ addresses = true
         assert_eq!(policy.switches(), [Switch::Presence]);
         assert_eq!((policy.heartbeat_s, policy.idle_after_s, policy.retention_days), (300, 300, 45));
         assert_eq!(policy.hours.to_string(), "Monday to Friday, 07:00-17:00");
+    }
+
+    #[test]
+    fn what_is_kept_shorter_is_stated_by_kind_and_never_longer_than_the_rest() {
+        assert_eq!(example().retention, KindRetention::alike(45));
+        let stated = Policy::from_toml(&format!("{EXAMPLE}\n[retention]\npictures_days = 7\ntitles_days = 14\n")).unwrap();
+        assert_eq!(stated.retention, KindRetention { titles_days: 14, pictures_days: 7, network_days: 45 });
+        assert_eq!(Policy::from_bytes(&stated.to_bytes()).unwrap(), stated);
+        assert!(example().observes_more_than(&stated) && !stated.observes_more_than(&example()));
+        for wrong in ["pictures_days = 46", "titles_days = 0"] {
+            let error = Policy::from_toml(&format!("{EXAMPLE}\n[retention]\n{wrong}\n")).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("retention.{}", wrong.split(' ').next().unwrap())), "{error}");
+        }
+        let mut older: serde_json::Value = serde_json::from_slice(&example().to_bytes()).unwrap();
+        older.as_object_mut().unwrap().retain(|name, _| !name.ends_with("_days") || name == "retention_days");
+        assert_eq!(Policy::from_bytes(older.to_string().as_bytes()).unwrap(), example());
     }
 
     #[test]

@@ -268,9 +268,52 @@ pub enum GapReason {
     Returned,
     /// A collector made records faster than they could be kept.
     Overflow,
+    /// A picture that the policy asks for was not taken: an excluded window could be seen.
+    Excluded,
+    /// … the session was locked.
+    Locked,
+    /// … the person had paused.
+    Paused,
+    /// … the hours were over.
+    OutsideHours,
+    /// … the computer slept, or the agent didn't run.
+    Asleep,
+    /// … the battery was low.
+    BatteryLow,
+    /// … the screen couldn't be read.
+    Failed,
 }
 
 impl GapReason {
+    /// In the order of their tags.
+    pub const ALL: [GapReason; 11] = [
+        GapReason::Budget,
+        GapReason::Damaged,
+        GapReason::Returned,
+        GapReason::Overflow,
+        GapReason::Excluded,
+        GapReason::Locked,
+        GapReason::Paused,
+        GapReason::OutsideHours,
+        GapReason::Asleep,
+        GapReason::BatteryLow,
+        GapReason::Failed,
+    ];
+
+    /// Whether it tells of a picture that was never taken: nothing that existed was dropped.
+    pub fn is_not_taken(self) -> bool {
+        match self {
+            GapReason::Budget | GapReason::Damaged | GapReason::Returned | GapReason::Overflow => false,
+            GapReason::Excluded
+            | GapReason::Locked
+            | GapReason::Paused
+            | GapReason::OutsideHours
+            | GapReason::Asleep
+            | GapReason::BatteryLow
+            | GapReason::Failed => true,
+        }
+    }
+
     /// The name that the API and the tables use.
     pub fn name(self) -> &'static str {
         match self {
@@ -278,6 +321,13 @@ impl GapReason {
             GapReason::Damaged => "damaged",
             GapReason::Returned => "returned",
             GapReason::Overflow => "overflow",
+            GapReason::Excluded => "excluded",
+            GapReason::Locked => "locked",
+            GapReason::Paused => "paused",
+            GapReason::OutsideHours => "outside_hours",
+            GapReason::Asleep => "asleep",
+            GapReason::BatteryLow => "battery_low",
+            GapReason::Failed => "failed",
         }
     }
 }
