@@ -1,14 +1,17 @@
 //! Async: a swarm of agents beside a mesh, as a process that can be killed, and what its journal says.
 
 use std::{
+    cell::{RefCell, RefMut},
     collections::BTreeSet,
-    fs,
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use muster_certs::files;
+use muster_mesh::ids::{DeviceId, SpoolId};
 use muster_start::{
     mesh::{Mesh, Node, Setup},
     process::Process,
@@ -16,7 +19,7 @@ use muster_start::{
 use muster_swarm::{
     check::{self, Report},
     cli::Check,
-    journal::{self, Line},
+    journal::Line,
 };
 use tokio::time::{Instant, sleep};
 
@@ -49,6 +52,34 @@ pub struct Swarm {
     folder: PathBuf,
     running: Option<Process>,
     lives: u64,
+    seen: RefCell<Seen>,
+}
+
+/// What its journal said up to now: it grows to many thousand lines, and is looked at many times a second.
+#[derive(Default)]
+struct Seen {
+    bytes: u64,
+    made: BTreeSet<(DeviceId, SpoolId, u64)>,
+    acked: BTreeSet<(DeviceId, SpoolId, u64)>,
+    in_branch: usize,
+}
+
+impl Seen {
+    /// Reads the whole lines that are new. A torn one gets its end from the next life's first write, and says nothing.
+    fn read_on(&mut self, journal: &Path) {
+        let Ok(mut file) = File::open(journal) else { return };
+        let mut text = Vec::new();
+        file.seek(SeekFrom::Start(self.bytes)).and_then(|_| file.read_to_end(&mut text)).expect("the journal is read");
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        self.bytes += whole as u64;
+        for line in text[..whole].split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
+            match line {
+                Line::Made { device, spool, seq, .. } => drop(self.made.insert((device, spool, seq))),
+                Line::Hub { device, spool, seq, .. } => drop(self.acked.insert((device, spool, seq))),
+                Line::Relay { .. } => self.in_branch += 1,
+            }
+        }
+    }
 }
 
 /// How a life of the swarm goes.
@@ -77,7 +108,7 @@ impl Swarm {
             files::write_secret(&certificates.join(format!("{device}.key")), agent.signed.key_pem.as_bytes()).expect("a key");
         }
         fs::copy(mesh.ca().roots_path(), certificates.join("roots.pem")).expect("the roots");
-        Swarm { folder, running: None, lives: 0 }
+        Swarm { folder, running: None, lives: 0, seen: RefCell::default() }
     }
 
     /// Starts the process; its agents try the relays of these sites in order.
@@ -137,30 +168,25 @@ impl Swarm {
         self.folder.join("state")
     }
 
-    pub fn journal(&self) -> Vec<Line> {
-        journal::read(&self.folder.join("journal.jsonl")).unwrap_or_default()
-    }
-
     /// Batches that were made, and of which the hub has said nothing.
     pub fn unacked(&self) -> usize {
-        let (mut made, mut acked) = (BTreeSet::new(), BTreeSet::new());
-        for line in self.journal() {
-            match line {
-                Line::Made { device, spool, seq, .. } => drop(made.insert((device, spool, seq))),
-                Line::Hub { device, spool, seq, .. } => drop(acked.insert((device, spool, seq))),
-                Line::Relay { .. } => {}
-            }
-        }
-        made.difference(&acked).count()
+        let seen = self.seen();
+        seen.made.difference(&seen.acked).count()
     }
 
     /// Batches that a relay has said it has.
     pub fn in_branch(&self) -> usize {
-        self.journal().iter().filter(|line| matches!(line, Line::Relay { .. })).count()
+        self.seen().in_branch
     }
 
     pub fn acked(&self) -> usize {
-        self.journal().iter().filter(|line| matches!(line, Line::Hub { .. })).count()
+        self.seen().acked.len()
+    }
+
+    fn seen(&self) -> RefMut<'_, Seen> {
+        let mut seen = self.seen.borrow_mut();
+        seen.read_on(&self.folder.join("journal.jsonl"));
+        seen
     }
 
     /// Waits until the journal says something.
