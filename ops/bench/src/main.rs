@@ -5,6 +5,7 @@ mod hop;
 mod ingest;
 mod measure;
 mod queue;
+mod void;
 
 use std::process::ExitCode;
 
