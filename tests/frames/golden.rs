@@ -77,14 +77,15 @@ fn a_sealed_batch_is_the_golden_one_byte_by_byte() {
     assert_eq!(Envelope::read(whole(BATCH).into()).unwrap().open().unwrap(), batch);
 }
 
-/// Which bytes zlib makes may change with its version; that they are read may not.
+/// Which bytes zlib makes may change with its version; that they are read may not. It holds the samples that there were when it was made:
+/// newer ones stand behind them.
 #[test]
 fn a_golden_compressed_batch_still_opens() {
-    let batch = samples::batch(samples::records().into_iter().map(|(_, record)| record).collect());
-    let made = hex(batch.seal().unwrap().bytes());
-    let golden = Envelope::read(whole(COMPRESSED).into()).unwrap_or_else(|error| panic!("{error}; made now: {made}"));
-    assert_eq!((golden.header().codec, golden.header().records), (1, batch.records.len() as u32));
-    assert_eq!(golden.open(), Ok(batch), "made now: {made}");
+    let golden = Envelope::read(whole(COMPRESSED).into()).unwrap();
+    let records = golden.header().records as usize;
+    assert_eq!((golden.header().codec, records), (1, 23));
+    let batch = samples::batch(samples::records().into_iter().map(|(_, record)| record).take(records).collect());
+    assert_eq!(golden.open(), Ok(batch));
 }
 
 #[test]

@@ -97,9 +97,9 @@ pub fn records() -> Vec<(&'static str, Record)> {
             }),
         ),
         ("gap unnumbered", Kind::Gap(Gap { lane: Lane::Telemetry, numbers: None, records: 1, bytes: 0, reason: GapReason::Overflow })),
-        ("gap not taken", Kind::Gap(Gap { lane: Lane::Pictures, numbers: None, records: 1, bytes: 0, reason: GapReason::Failed })),
         ("timer", Kind::Timer(Timer { timer: [4; 16], running: true, task: "invoices".into() })),
         ("entry", Kind::Entry(Entry { entry: [6; 16], ms: 3_600_000, task: "visit".into(), note: "by train".into() })),
+        ("gap not taken", Kind::Gap(Gap { lane: Lane::Pictures, numbers: None, records: 1, bytes: 0, reason: GapReason::Failed })),
     ];
     kinds.into_iter().map(|(name, kind)| (name, Record { at: NOW, kind })).collect()
 }
