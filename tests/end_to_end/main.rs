@@ -4,5 +4,6 @@
 mod canary;
 mod faults;
 mod kills;
+mod mistakes;
 mod quickstart;
 mod swarm;
