@@ -3,6 +3,7 @@
 
 mod canary;
 mod faults;
+mod full_disks;
 mod kills;
 mod mistakes;
 mod quickstart;
