@@ -30,16 +30,24 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{measure::alternate, queue, void::Void};
+use crate::{
+    measure::{self, alternate},
+    queue,
+    void::Void,
+};
 
 const DOMAIN: &str = "bench.muster.internal";
 const CACHE_BYTES: usize = 4 << 20;
 /// Agents that dial at the same time: a crowd that comes at once is told to come again, and this doesn't measure handshakes.
 const DIALLING_MAX: usize = 32;
 
+/// What one agent has to send, before it begins again.
+const DISTINCT_BYTES: usize = 512 << 10;
+
 /// A load on one relay.
 #[derive(Debug, Clone, Copy)]
 struct Load {
+    lane: Lane,
     agents: usize,
     in_flight: u64,
     batches: u64,
@@ -55,7 +63,7 @@ struct Start {
 
 /// 64 agents with 64 in flight, 2 KB.
 pub fn row() -> anyhow::Result<()> {
-    let load = Load { agents: 64, in_flight: 64, batches: 200_000, bytes: 2_048 };
+    let load = Load { lane: Lane::Telemetry, agents: 64, in_flight: 64, batches: 200_000, bytes: 2_048 };
     println!("hop, {load:?}");
     let (mut none, mut disk) = (|| run(load, false).map(|rate| rate * 2_048.0 / 1e6), || run(load, true).map(|rate| rate * 2_048.0 / 1e6));
     alternate("MB/s", &mut [("without a disk", &mut none), ("synced to redb", &mut disk)])
@@ -63,14 +71,23 @@ pub fn row() -> anyhow::Result<()> {
 
 /// Once, for alternating with another program.
 pub fn once() -> anyhow::Result<()> {
-    let load = Load { agents: 64, in_flight: 64, batches: 200_000, bytes: 2_048 };
+    synced_once(Load { lane: Lane::Telemetry, agents: 64, in_flight: 64, batches: 200_000, bytes: 2_048 })
+}
+
+/// Pictures of 80 KB, once, for alternating with another program.
+pub fn pictures_once() -> anyhow::Result<()> {
+    synced_once(Load { lane: Lane::Pictures, agents: 64, in_flight: 8, batches: 12_800, bytes: 80 << 10 })
+}
+
+fn synced_once(load: Load) -> anyhow::Result<()> {
     let rate = run(load, true)?;
     println!(
-        "hop, synced: {} x {} B from {} agents = {rate:.0}/s, {:.1} MB/s",
+        "hop, synced: {} x {} B from {} agents = {rate:.0}/s, {:.1} MB/s; resident at most, agents included: {} MB",
         load.batches,
         load.bytes,
         load.agents,
-        rate * 2_048.0 / 1e6
+        rate * load.bytes as f64 / 1e6,
+        measure::resident_max_kb()? / 1_024
     );
     Ok(())
 }
@@ -78,7 +95,7 @@ pub fn once() -> anyhow::Result<()> {
 /// 1,000 agents with 4 in flight, 2 KB and as a real day makes them.
 pub fn crowd() -> anyhow::Result<()> {
     for bytes in [2_048, 250] {
-        let load = Load { agents: 1_000, in_flight: 4, batches: 200_000, bytes };
+        let load = Load { lane: Lane::Telemetry, agents: 1_000, in_flight: 4, batches: 200_000, bytes };
         println!("hop, {load:?}");
         let mut disk = || run(load, true);
         alternate("batches/s", &mut [("synced to redb", &mut disk)])?;
@@ -169,11 +186,12 @@ impl Load {
     /// One agent: connects, waits for the start, sends its share with so many in flight.
     async fn send(self, device: DeviceId, client: Client, address: &str, relay: &Name, start: &Start) -> anyhow::Result<()> {
         let (connection, mut control) = welcomed(&client, address, relay, &start.doors).await?;
-        let mut lane = connection.open_lane(Lane::Telemetry).await?;
+        let mut lane = connection.open_lane(self.lane).await?;
         let total = self.batches / self.agents as u64;
         let spool = SpoolId(device.0);
+        let distinct = total.min((DISTINCT_BYTES / self.bytes) as u64);
         let envelopes: Vec<Bytes> =
-            (1..=total.min(256)).map(|seq| queue::envelope(device, spool, seq, self.bytes).bytes().clone()).collect();
+            (1..=distinct).map(|seq| queue::envelope(self.lane, device, spool, seq, self.bytes).bytes().clone()).collect();
         start.ready.wait().await;
         start.go.cancelled().await;
         let (mut sent, mut acked) = (0u64, 0u64);

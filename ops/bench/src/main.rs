@@ -15,9 +15,10 @@ fn main() -> anyhow::Result<ExitCode> {
             "queue" => queue::row()?,
             "hop" => hop::row()?,
             "hop-once" => hop::once()?,
+            "pictures-once" => hop::pictures_once()?,
             "crowd" => hop::crowd()?,
             "ingest" => ingest::row()?,
-            other => anyhow::bail!("there is no row {other}: queue, hop, hop-once, crowd, ingest"),
+            other => anyhow::bail!("there is no row {other}: queue, hop, hop-once, pictures-once, crowd, ingest"),
         }
     }
     Ok(ExitCode::SUCCESS)

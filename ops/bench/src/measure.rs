@@ -1,4 +1,6 @@
-//! Quiet: medians and ratios.
+//! Blocking: medians, ratios and memory.
+
+use anyhow::Context;
 
 /// Runs all contenders in turn, three times, and prints each one's median, and its ratio to the first's.
 pub fn alternate(unit: &str, contenders: &mut [(&str, &mut dyn FnMut() -> anyhow::Result<f64>)]) -> anyhow::Result<()> {
@@ -13,6 +15,13 @@ pub fn alternate(unit: &str, contenders: &mut [(&str, &mut dyn FnMut() -> anyhow
         println!("{name:<58} {median:>12.1} {unit}   {:>5.2} of the first   runs {results:.0?}", median / medians[0]);
     }
     Ok(())
+}
+
+/// The most memory that this process ever had, in KiB (Linux's VmHWM).
+pub fn resident_max_kb() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("this system doesn't tell a process's memory")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
 fn median(results: &mut [f64]) -> f64 {

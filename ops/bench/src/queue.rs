@@ -91,16 +91,16 @@ fn megabytes(begin: Instant) -> f64 {
 
 /// An envelope of exactly so many bytes, stored.
 pub fn entry(seq: u64, bytes: usize) -> Entry {
-    Entry { facts: Bytes::from_static(&[7; 30]), envelope: envelope(DeviceId([1; 16]), SpoolId([2; 16]), seq, bytes) }
+    Entry { facts: Bytes::from_static(&[7; 30]), envelope: envelope(Lane::Telemetry, DeviceId([1; 16]), SpoolId([2; 16]), seq, bytes) }
 }
 
-pub fn envelope(device: DeviceId, spool: SpoolId, seq: u64, bytes: usize) -> Envelope {
+pub fn envelope(lane: Lane, device: DeviceId, spool: SpoolId, seq: u64, bytes: usize) -> Envelope {
     let body = noise(bytes.saturating_sub(batch::HEADER_BYTES + batch::CRC_BYTES));
     let header = Header {
         version: batch::VERSION,
         seal: 0,
         codec: 0,
-        lane: Lane::Telemetry,
+        lane,
         device,
         spool,
         seq,
