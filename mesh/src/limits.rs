@@ -63,6 +63,10 @@ pub const RELAY_SEGMENT_BYTES: usize = 64 * MIB;
 pub const AGENT_SEGMENT_BYTES: usize = 8 * MIB;
 /// A budget holds at least this many segments, or freeing whole segments would drop most of what is kept.
 pub const BUDGET_SEGMENTS_MIN: usize = 8;
+/// An agent's pictures leave so much of the disk free: what is collected besides them is months of work in it.
+pub const PICTURES_LEAVE_BYTES: u64 = 64 << 20;
+/// On a small disk they leave this part of it: one eighth.
+pub const PICTURES_LEAVE_PART: u64 = 8;
 /// Tries to open a damaged segment before it is set aside unopened.
 pub const SEGMENT_OPEN_TRIES: u32 = 3;
 

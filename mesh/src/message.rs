@@ -479,10 +479,12 @@ pub enum Reason {
     Bound,
     /// Its transaction failed again and again.
     StoreError,
+    /// Its picture isn't what its record says, or is more than a picture.
+    Picture,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::None,
         Reason::UnknownVersion,
         Reason::UnknownSeal,
@@ -494,6 +496,7 @@ impl Reason {
         Reason::TestMode,
         Reason::Bound,
         Reason::StoreError,
+        Reason::Picture,
     ];
 
     pub fn name(self) -> &'static str {
@@ -509,6 +512,7 @@ impl Reason {
             Reason::TestMode => "test_mode",
             Reason::Bound => "bound",
             Reason::StoreError => "store_error",
+            Reason::Picture => "picture",
         }
     }
 }

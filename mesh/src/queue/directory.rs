@@ -64,6 +64,15 @@ impl From<io::Error> for DirectoryError {
     }
 }
 
+/// How much room a disk has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that may still be written.
+    pub free: u64,
+    /// All of its bytes.
+    pub size: u64,
+}
+
 /// A folder of segments. Everything but [`put_file`](Directory::put_file) with `durable` false lies on the disk when it returns.
 pub trait Directory {
     /// The living segments' numbers, ascending.
@@ -89,4 +98,8 @@ pub trait Directory {
     fn put_file(&mut self, name: &str, bytes: &[u8], durable: bool) -> Result<(), DirectoryError>;
     /// Bytes that everything in the folder occupies, and one growth step.
     fn allocated(&self) -> u64;
+    /// Of the disk below the folder. None: nobody knows.
+    fn room(&self) -> Option<Room> {
+        None
+    }
 }

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::directory::Room;
+
 /// One folder on a disk. Names are relative to it; `quarantine/…` is one level down.
 pub trait Disk: Send {
     type File: Medium;
@@ -24,6 +26,10 @@ pub trait Disk: Send {
     fn open(&mut self, name: &str, create: bool) -> io::Result<Self::File>;
     /// Bytes that a file occupies.
     fn allocated(&self, name: &str) -> u64;
+    /// Of the whole disk. None: nobody knows.
+    fn room(&self) -> Option<Room> {
+        None
+    }
 }
 
 /// An open file that is read and written in place.
@@ -103,6 +109,11 @@ impl Disk for Folder {
     fn allocated(&self, name: &str) -> u64 {
         // st_blocks counts 512 bytes each, whatever the file system's own block is.
         fs::metadata(self.path.join(name)).map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
+    fn room(&self) -> Option<Room> {
+        let disk = rustix::fs::statvfs(&self.path).ok()?;
+        Some(Room { free: disk.f_bavail.saturating_mul(disk.f_frsize), size: disk.f_blocks.saturating_mul(disk.f_frsize) })
     }
 }
 

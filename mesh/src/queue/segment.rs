@@ -24,7 +24,7 @@ use bytes::Bytes;
 use redb::{Builder, Database, ReadableDatabase, StorageBackend, TableDefinition};
 
 use super::{
-    directory::{Directory, DirectoryError, Entry, Page, Slot},
+    directory::{Directory, DirectoryError, Entry, Page, Room, Slot},
     disk::{Disk, Folder, Medium, QUARANTINE},
     sidecar::Sidecar,
 };
@@ -264,6 +264,10 @@ impl<K: Disk> Directory for Segments<K> {
             .sum();
         // A redb file doubles when it grows.
         closed + self.others + 2 * tail
+    }
+
+    fn room(&self) -> Option<Room> {
+        self.disk.room()
     }
 }
 
