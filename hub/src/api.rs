@@ -8,11 +8,15 @@ use crate::hub::Hub;
 use problem::ApiError;
 
 pub mod body;
+pub mod capabilities;
 pub mod check;
 pub mod days;
+pub mod deleted;
 pub mod devices;
 pub mod login;
 pub mod looks;
+pub mod openapi;
+pub mod pictures;
 pub mod policy;
 pub mod problem;
 pub mod routes;
@@ -29,9 +33,12 @@ pub fn web(hub: &Arc<Hub>) -> Route {
         login::routes(hub),
         devices::routes(hub),
         days::routes(hub),
+        pictures::routes(hub),
+        capabilities::routes(hub),
         looks::routes(hub),
         policy::routes(hub),
         summary::routes(hub),
+        deleted::routes(hub),
         check::routes(hub),
     ];
     rooted(one_of(resources))

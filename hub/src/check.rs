@@ -66,9 +66,14 @@ async fn port(listen: SocketAddr, field: &str) -> Result<String, Complaint> {
 }
 
 async fn database(config: &Config) -> Result<String, Complaint> {
-    Ok(match Store::check(&config.store.url).await? {
-        Checked { version: None, .. } => "not there yet; `serve` makes it".into(),
-        Checked { version: Some(version), newest } if version == newest => format!("version {version}, sound"),
-        Checked { version: Some(version), newest } => format!("version {version}, sound; `serve` brings it to {newest}"),
+    let Checked { version, newest, migrates_itself } = Store::check(&config.store.url).await?;
+    Ok(match version {
+        None => "not there yet; `serve` makes it".into(),
+        Some(version) if version == newest => format!("version {version}, sound"),
+        Some(version) if migrates_itself => format!("version {version}, sound; `serve` brings it to {newest}"),
+        Some(version) => {
+            let what = format!("the database has version {version}, and this program needs {newest}");
+            return Err(Complaint::new(what, "Run `muster-hub migrate`"));
+        }
     })
 }

@@ -12,7 +12,7 @@ use muster_mesh::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{check, config::Config, password, running, store::Store};
+use crate::{api::openapi, check, config::Config, password, running, store::Store};
 
 /// Takes the relays' batches, keeps them, deletes them in time, and answers people.
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ pub enum Verb {
     Admin(Admin),
     /// Says what would stop `serve`; changes nothing
     Check,
+    /// Prints the description of the API (OpenAPI 3.1)
+    Openapi,
 }
 
 #[derive(Debug, Subcommand)]
@@ -52,12 +54,13 @@ pub enum Admin {
 }
 
 pub async fn run(cli: Cli) -> anyhow::Result<()> {
-    let config = Config::load(cli.config.as_deref())?;
+    let config = || Config::load(cli.config.as_deref());
     match cli.verb {
-        Verb::Serve { restored } => serve(config, restored).await,
-        Verb::Migrate => migrate(&config).await,
-        Verb::Admin(Admin::Create { name }) => create_admin(&config, &name).await,
-        Verb::Check => say_check(&config).await,
+        Verb::Serve { restored } => serve(config()?, restored).await,
+        Verb::Migrate => migrate(&config()?).await,
+        Verb::Admin(Admin::Create { name }) => create_admin(&config()?, &name).await,
+        Verb::Check => say_check(&config()?).await,
+        Verb::Openapi => say_api(),
     }
 }
 
@@ -73,7 +76,7 @@ async fn serve(config: Config, restored: bool) -> anyhow::Result<()> {
 }
 
 async fn migrate(config: &Config) -> anyhow::Result<()> {
-    Store::open(&config.store.url).await?.close().await;
+    Store::migrate(&config.store.url).await?.close().await;
     println!("The database has this program's version.");
     Ok(())
 }
@@ -92,6 +95,11 @@ async fn create_admin(config: &Config, name: &str) -> anyhow::Result<()> {
         return Err(Complaint::new(format!("There is an admin {name} already"), "Take another name").into());
     }
     println!("{password}");
+    Ok(())
+}
+
+fn say_api() -> anyhow::Result<()> {
+    print!("{}", openapi::text()?);
     Ok(())
 }
 

@@ -47,7 +47,7 @@ pub struct Web {
 pub struct StoreAt {
     /// `sqlite:///var/lib/muster-hub/muster.db`
     pub url: String,
-    /// Where pictures will go; unused until they do.
+    /// Where pictures go: a folder, or `s3://bucket/prefix`; without it `objects` in the state folder.
     pub objects: Option<String>,
 }
 
@@ -73,6 +73,11 @@ impl Config {
         }
         config.check()?;
         Ok(config)
+    }
+
+    /// Where pictures go.
+    pub fn objects(&self) -> String {
+        self.store.objects.clone().unwrap_or_else(|| self.state.join("objects").to_string_lossy().into_owned())
     }
 
     fn check(&self) -> Result<(), Complaint> {

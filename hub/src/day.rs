@@ -11,21 +11,25 @@ use jiff::{
 };
 use muster_mesh::{
     batch::FLAG_TEST_MODE,
-    record::{Application, Kind, Record, Session},
+    record::{Application, Kind, Record, Session, Source},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{api::time::rfc3339, ingest::placing::ShiftWhy, store::KeptBatch};
 
 /// A day as the API shows it. Lists are in the order of time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Day {
     pub day: String,
     pub zone: String,
+    #[schema(format = DateTime)]
     pub from: Option<String>,
+    #[schema(format = DateTime)]
     pub to: Option<String>,
     pub length_ms: i64,
     /// Records by kind that lie in the day.
+    #[schema(value_type = BTreeMap<String, u64>)]
     pub counts: BTreeMap<&'static str, u64>,
     pub input: Input,
     pub minutes: Vec<Minute>,
@@ -36,12 +40,13 @@ pub struct Day {
     pub capabilities: Vec<CapabilityAt>,
     pub gaps: Vec<GapAt>,
     /// Batches whose times were shifted or are doubtful, by the reason.
+    #[schema(value_type = BTreeMap<String, u64>)]
     pub shifted: BTreeMap<&'static str, u64>,
     pub test_mode: bool,
 }
 
 /// All minutes together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Input {
     pub minutes: u64,
     pub keys: u64,
@@ -51,8 +56,9 @@ pub struct Input {
     pub idle_ms: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Minute {
+    #[schema(format = DateTime)]
     pub at: Option<String>,
     pub length_ms: u32,
     pub keys: u32,
@@ -63,46 +69,56 @@ pub struct Minute {
     pub idle_ms: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FocusSpan {
+    #[schema(format = DateTime)]
     pub from: Option<String>,
     pub length_ms: i64,
     /// None where it is private, or nothing was in front.
     pub application: Option<String>,
     pub private: bool,
+    /// None where there is none, and where only the day's focus shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
+    /// How it was found out; `none`: it can't be seen there, which is never "nothing".
+    pub source: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct StateAt {
+    #[schema(format = DateTime)]
     pub at: Option<String>,
     pub state: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SessionAt {
+    #[schema(format = DateTime)]
     pub at: Option<String>,
     pub what: &'static str,
     /// How long it slept, or nothing was collected.
     pub length_ms: Option<u64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct NetworkAt {
+    #[schema(format = DateTime)]
     pub at: Option<String>,
     pub addresses: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CapabilityAt {
+    #[schema(format = DateTime)]
     pub at: Option<String>,
     pub what: String,
     pub able: bool,
     pub why: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct GapAt {
+    #[schema(format = DateTime)]
     pub at: Option<String>,
     pub lane: &'static str,
     pub reason: &'static str,
@@ -110,19 +126,30 @@ pub struct GapAt {
     pub bytes: u64,
 }
 
-/// The day's two ends, milliseconds UTC; the second is exclusive.
+/// A day's two ends, milliseconds UTC; the second is exclusive.
 #[derive(Debug, Clone, Copy)]
-struct Ends {
-    from_ms: i64,
-    to_ms: i64,
+pub struct Ends {
+    pub from_ms: i64,
+    pub to_ms: i64,
+}
+
+impl Ends {
+    /// The ends of a date where these batches were made, and the zone's name. None: a date so far off that it has no ends.
+    pub fn of(date: Date, batches: &[KeptBatch]) -> Option<(String, Ends)> {
+        let (zone_name, zone) = zone_of(batches);
+        let start = |date: Date| date.at(0, 0, 0, 0).to_zoned(zone.clone()).ok().map(|start| start.timestamp().as_millisecond());
+        Some((zone_name, Ends { from_ms: start(date)?, to_ms: start(date.tomorrow().ok()?)? }))
+    }
+
+    pub fn contains(&self, at_ms: i64) -> bool {
+        (self.from_ms..self.to_ms).contains(&at_ms)
+    }
 }
 
 impl Day {
     /// None: a date so far off that it has no ends.
     pub fn of(date: Date, batches: &[KeptBatch]) -> Option<Day> {
-        let (zone_name, zone) = zone_of(batches);
-        let start = |date: Date| date.at(0, 0, 0, 0).to_zoned(zone.clone()).ok().map(|start| start.timestamp().as_millisecond());
-        let ends = Ends { from_ms: start(date)?, to_ms: start(date.tomorrow().ok()?)? };
+        let (zone_name, ends) = Ends::of(date, batches)?;
         let mut day = Day::empty(date, zone_name, ends);
         for (at_ms, batch, record) in in_order(batches) {
             if day.add(ends, at_ms, record) {
@@ -133,6 +160,12 @@ impl Day {
             *day.shifted.entry(batch.placed.why.name()).or_default() += 1;
         }
         Some(day)
+    }
+
+    /// The same without the titles of windows.
+    pub fn without_titles(mut self) -> Day {
+        self.focus.iter_mut().for_each(|span| span.title = None);
+        self
     }
 
     fn empty(date: Date, zone: String, ends: Ends) -> Day {
@@ -158,7 +191,7 @@ impl Day {
 
     /// Adds what of a record lies in the day. False: nothing.
     fn add(&mut self, ends: Ends, at_ms: i64, record: &Record) -> bool {
-        let inside = (ends.from_ms..ends.to_ms).contains(&at_ms);
+        let inside = ends.contains(at_ms);
         if inside {
             *self.counts.entry(record.kind_name()).or_default() += 1;
         }
@@ -183,7 +216,12 @@ impl Day {
             Application::Private => (None, true),
             Application::None => (None, false),
         };
-        self.focus.push(FocusSpan { from: rfc3339(from_ms), length_ms, application, private, title: focus.title.clone() });
+        let source = match focus.source {
+            Source::X11 => "x11",
+            Source::Portal => "portal",
+            Source::None => "none",
+        };
+        self.focus.push(FocusSpan { from: rfc3339(from_ms), length_ms, application, private, title: focus.title.clone(), source });
     }
 
     fn add_inside(&mut self, at_ms: i64, kind: &Kind) {
@@ -257,7 +295,7 @@ fn zone_of(batches: &[KeptBatch]) -> (String, TimeZone) {
 mod tests {
     use muster_mesh::{
         ids::{Lane, SpoolId},
-        record::{Activity, Focus, Source},
+        record::{Activity, Focus},
     };
 
     use super::*;

@@ -5,7 +5,15 @@ use std::sync::Arc;
 use muster_mesh::clock::Clock;
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::{ingest::Ingest, lockout::Lockout, policy::Policies, presence::Presences, store::Store, token::Tokens};
+use crate::{
+    ingest::{Ingest, pictures::Pictures},
+    lockout::Lockout,
+    objects::Objects,
+    policy::Policies,
+    presence::Presences,
+    store::Store,
+    token::Tokens,
+};
 
 /// Passwords checked at the same time: each takes a core and 19 MiB for a while.
 const HASHING_MAX: usize = 2;
@@ -13,6 +21,7 @@ const HASHING_MAX: usize = 2;
 /// The running hub's parts, shared by all that answers.
 pub struct Hub {
     pub store: Arc<Store>,
+    pub objects: Arc<Objects>,
     pub clock: Arc<dyn Clock>,
     pub policies: Arc<Policies>,
     pub presences: Arc<Mutex<Presences>>,
@@ -23,11 +32,25 @@ pub struct Hub {
 }
 
 impl Hub {
-    pub fn new(store: Arc<Store>, clock: Arc<dyn Clock>, policies: Arc<Policies>, tokens: Tokens, test_mode: bool) -> Hub {
+    pub fn new(
+        store: Arc<Store>,
+        objects: Arc<Objects>,
+        clock: Arc<dyn Clock>,
+        policies: Arc<Policies>,
+        tokens: Tokens,
+        test_mode: bool,
+    ) -> Hub {
         let presences = Arc::<Mutex<Presences>>::default();
-        let ingest =
-            Ingest { store: store.clone(), clock: clock.clone(), policies: policies.clone(), presences: presences.clone(), test_mode };
-        Hub { store, clock, policies, presences, ingest, tokens, lockout: Mutex::default(), hashing: Semaphore::new(HASHING_MAX) }
+        let pictures = Pictures::new(objects.clone(), clock.clone());
+        let ingest = Ingest {
+            store: store.clone(),
+            clock: clock.clone(),
+            policies: policies.clone(),
+            presences: presences.clone(),
+            pictures,
+            test_mode,
+        };
+        Hub { store, objects, clock, policies, presences, ingest, tokens, lockout: Mutex::default(), hashing: Semaphore::new(HASHING_MAX) }
     }
 
     /// Milliseconds UTC.

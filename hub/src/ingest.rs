@@ -1,7 +1,7 @@
 //! Async: one POST of a relay, from its bytes to the answer.
 //!
-//! Read and open (no lock held) → one transaction: compare, load, decide ([`plan`]), write → commit → answer. Only what was committed is
-//! answered for.
+//! Read and open (no lock held) → of the pictures' lane: put the objects ([`pictures`]) → one transaction: compare, load, decide ([`plan`]),
+//! write → commit → answer. Only what was committed is answered for.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,17 +14,23 @@ use muster_mesh::{
     ids::{DeviceId, InstanceId, Lane, SpoolId, Version},
     limits,
     link::hub_ranges::{self, Comparison, SpoolRow},
-    message::{Answer, Ask, HubAck, MessageError, PostHead, ReturnReason, Signed, SignedKind, Taken, VerdictCounts},
+    message::{Answer, Ask, HubAck, MessageError, PostHead, ReturnReason, Signed, SignedKind, Taken, Verdict, VerdictCounts},
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
-use self::plan::{Arrival, Keep, Known, Outcome, Rules, SpoolKey, Whole};
+use self::{
+    pictures::Pictures,
+    plan::{Arrival, Keep, Known, Outcome, Picture, Rules, SpoolKey, Whole},
+};
 use crate::{
+    objects::ObjectError,
     policy::{InForce, Policies},
     presence::Presences,
-    store::{NewBatch, NewHold, NewLine, PostRows, Store, StoreError, Writing},
+    store::{NewBatch, NewHold, NewLine, NewObject, PostRows, Store, StoreError, Writing},
 };
 
+pub mod attempts;
+pub mod pictures;
 pub mod placing;
 pub mod plan;
 
@@ -37,7 +43,15 @@ pub struct Ingest {
     pub clock: Arc<dyn Clock>,
     pub policies: Arc<Policies>,
     pub presences: Arc<Mutex<Presences>>,
+    pub pictures: Pictures,
     pub test_mode: bool,
+}
+
+/// A POST whose bytes have been read.
+pub struct Post {
+    head: PostHead,
+    arrivals: Vec<Arrival>,
+    begun: Instant,
 }
 
 /// A POST that was not answered for; nothing of it was committed, or all that was committed comes again as a repeat.
@@ -49,6 +63,9 @@ pub enum IngestError {
     /// The same again, a little later.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Pictures only: the same again, a little later.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
     #[error("the POST was given up inside the hub")]
     Stopped,
 }
@@ -59,15 +76,34 @@ struct Settled {
     spools: BTreeMap<SpoolKey, SpoolRow>,
 }
 
+impl Post {
+    /// Reads a POST and opens its envelopes, on a thread of its own: inflating is slow.
+    pub async fn read(body: Bytes) -> Result<Post, IngestError> {
+        let begun = Instant::now();
+        let (head, arrivals) = tokio::task::spawn_blocking(move || read(body)).await.map_err(|_| IngestError::Stopped)??;
+        Ok(Post { head, arrivals, begun })
+    }
+
+    pub fn lane(&self) -> Lane {
+        self.head.lane
+    }
+}
+
 impl Ingest {
     /// Takes a POST of the relay with this name (`site/oslo/relay/oslo-1`).
     pub async fn post(&self, relay: &str, body: Bytes) -> Result<Answer, IngestError> {
-        let begun = tokio::time::Instant::now();
-        let (head, arrivals) = tokio::task::spawn_blocking(move || read(body)).await.map_err(|_| IngestError::Stopped)??;
+        self.take(relay, Post::read(body).await?).await
+    }
+
+    pub async fn take(&self, relay: &str, post: Post) -> Result<Answer, IngestError> {
+        let Post { head, mut arrivals, begun } = post;
         let now_ms = self.clock.now().wall_ms;
         self.policies.told(&head.versions, now_ms).await?;
-        let answer =
-            if arrivals.is_empty() { self.compare_only(relay, &head).await? } else { self.commit(relay, &head, &arrivals, now_ms).await? };
+        let answer = match head.lane {
+            _ if arrivals.is_empty() => self.compare_only(relay, &head, false).await?,
+            Lane::Telemetry => self.commit(relay, &head, &arrivals, now_ms).await?,
+            Lane::Pictures => self.commit_pictures(relay, &head, &mut arrivals, now_ms).await?,
+        };
         let answer = match answer {
             Ok(settled) => {
                 if let Some(snapshot) = &head.presence {
@@ -77,17 +113,41 @@ impl Ingest {
             }
             Err(refused) => refused,
         };
-        metrics::histogram!("muster_hub_post_seconds").record(begun.elapsed().as_secs_f64());
+        metrics::histogram!("muster_hub_post_seconds", "lane" => head.lane.name()).record(begun.elapsed().as_secs_f64());
         Ok(answer)
     }
 
     /// A POST without envelopes commits nothing.
-    async fn compare_only(&self, relay: &str, head: &PostHead) -> Result<Result<Settled, Answer>, StoreError> {
+    async fn compare_only(&self, relay: &str, head: &PostHead, has_envelopes: bool) -> Result<Result<Settled, Answer>, StoreError> {
         let numbers = self.store.post_numbers(relay, &instances(head)).await?;
-        Ok(match compared(head, false, &numbers) {
+        Ok(match compared(head, has_envelopes, &numbers) {
             Some(refused) => Err(refused),
             None => Ok(Settled { outcomes: Vec::new(), spools: BTreeMap::new() }),
         })
+    }
+
+    /// The objects, then the rows that name them. What the database knows already, or won't take, isn't put at all.
+    async fn commit_pictures(
+        &self,
+        relay: &str,
+        head: &PostHead,
+        arrivals: &mut [Arrival],
+        now_ms: i64,
+    ) -> Result<Result<Settled, Answer>, IngestError> {
+        if let Err(refused) = self.compare_only(relay, head, true).await? {
+            return Ok(Err(refused));
+        }
+        let keys: HashSet<SpoolKey> = arrivals.iter().filter_map(Arrival::whole).map(Whole::key).collect();
+        let asks: Vec<Ask> = keys.into_iter().map(|(device, spool)| Ask { device, spool, from: 1 }).collect();
+        let known = self.store.spool_rows(&asks).await?;
+        let is_new = |whole: &Whole| !known.get(&whole.key()).is_some_and(|row| row.stored().contains(whole.envelope.header().seq));
+        let is_refused = |whole: &Whole| whole.opened.as_ref().is_ok_and(|batch| batch.test_mode && !self.test_mode);
+        self.pictures.bring(arrivals, |whole| is_new(whole) && !is_refused(whole)).await?;
+        let done = self.commit(relay, head, arrivals, now_ms).await;
+        if !matches!(done, Ok(Ok(_))) {
+            self.pictures.give_back(arrivals);
+        }
+        Ok(done?)
     }
 
     async fn commit(&self, relay: &str, head: &PostHead, arrivals: &[Arrival], now_ms: i64) -> Result<Result<Settled, Answer>, StoreError> {
@@ -109,14 +169,14 @@ impl Ingest {
     ) -> Result<Result<Settled, Answer>, StoreError> {
         let mut writing = self.store.write().await?;
         let relay_id = writing.relay(relay).await?;
-        let numbers = writing.post_numbers(relay_id, &instances(head)).await?;
+        let numbers = writing.post_numbers(relay_id, &head.queues).await?;
         if let Some(refused) = compared(head, true, &numbers) {
             return Ok(Err(refused));
         }
-        let settled = apply(&mut writing, relay_id, arrivals, &self.rules(head, now_ms), plan::decide).await?;
+        let settled = self.apply(&mut writing, relay_id, arrivals, &self.rules(head, now_ms), plan::decide).await?;
         set_number(&mut writing, relay_id, head).await?;
         writing.commit().await?;
-        count(&settled.outcomes);
+        count(head.lane, &settled.outcomes);
         Ok(Ok(settled))
     }
 
@@ -130,7 +190,7 @@ impl Ingest {
     ) -> Result<Result<Settled, Answer>, StoreError> {
         let mut writing = self.store.write().await?;
         let relay_id = writing.relay(relay).await?;
-        let numbers = writing.post_numbers(relay_id, &instances(head)).await?;
+        let numbers = writing.post_numbers(relay_id, &head.queues).await?;
         if let Some(refused) = compared(head, true, &numbers) {
             return Ok(Err(refused));
         }
@@ -143,29 +203,47 @@ impl Ingest {
             all.spools.extend(settled.spools);
         }
         let mut writing = self.store.write().await?;
-        let numbers = writing.post_numbers(relay_id, &instances(head)).await?;
+        let numbers = writing.post_numbers(relay_id, &head.queues).await?;
         // A later POST may have come in between: its number stays.
         if compared(head, true, &numbers).is_none() {
             set_number(&mut writing, relay_id, head).await?;
         }
         writing.commit().await?;
-        count(&all.outcomes);
+        count(head.lane, &all.outcomes);
         Ok(Ok(all))
     }
 
     async fn commit_one(&self, relay_id: i64, arrival: &[Arrival], rules: &Rules) -> Result<Settled, StoreError> {
-        let attempt = async |decide: Decide| {
-            let mut writing = self.store.write().await?;
-            let settled = apply(&mut writing, relay_id, arrival, rules, decide).await?;
-            writing.commit().await.map(|()| settled)
-        };
-        match attempt(plan::decide).await {
+        match self.attempt(relay_id, arrival, rules, plan::decide).await {
             Err(error) if !error.is_passing() => {
                 tracing::warn!(%error, "a batch is held: its transaction failed twice");
-                attempt(plan::hold).await
+                self.attempt(relay_id, arrival, rules, plan::hold).await
             }
             done => done,
         }
+    }
+
+    async fn attempt(&self, relay_id: i64, arrival: &[Arrival], rules: &Rules, decide: Decide) -> Result<Settled, StoreError> {
+        let mut writing = self.store.write().await?;
+        let settled = self.apply(&mut writing, relay_id, arrival, rules, decide).await?;
+        writing.commit().await.map(|()| settled)
+    }
+
+    /// Loads, decides and writes, inside the transaction.
+    async fn apply(
+        &self,
+        writing: &mut Writing<'_>,
+        relay_id: i64,
+        arrivals: &[Arrival],
+        rules: &Rules,
+        decide: Decide,
+    ) -> Result<Settled, StoreError> {
+        let (loaded, mut known) = writing.load(&plan::touched(arrivals), &plan::boots(arrivals), &plan::numbers(arrivals)).await?;
+        let outcomes = decide(arrivals, &mut known, rules);
+        let rows = post_rows(arrivals, &outcomes, self.clock.now().boot_ms)?;
+        writing.add(&loaded, relay_id, rules.now_ms, rows).await?;
+        writing.save(&loaded, &mut known, rules.now_ms).await?;
+        Ok(Settled { outcomes, spools: known.spools })
     }
 
     fn rules(&self, head: &PostHead, now_ms: i64) -> Rules {
@@ -230,6 +308,7 @@ fn read(body: Bytes) -> Result<(PostHead, Vec<Arrival>), MessageError> {
         Ok(posted) if posted.envelope.header().lane == lane => Arrival::Whole(Box::new(Whole {
             digest: posted.envelope.digest(),
             opened: posted.envelope.open(),
+            picture: Picture::None,
             facts: posted.facts,
             envelope: posted.envelope,
         })),
@@ -279,22 +358,7 @@ async fn set_number(writing: &mut Writing<'_>, relay_id: i64, head: &PostHead) -
     }
 }
 
-/// Loads, decides and writes, inside the transaction.
-async fn apply(
-    writing: &mut Writing<'_>,
-    relay_id: i64,
-    arrivals: &[Arrival],
-    rules: &Rules,
-    decide: Decide,
-) -> Result<Settled, StoreError> {
-    let (loaded, mut known) = writing.load(&plan::touched(arrivals), &plan::boots(arrivals), &plan::numbers(arrivals)).await?;
-    let outcomes = decide(arrivals, &mut known, rules);
-    writing.add(&loaded, relay_id, rules.now_ms, post_rows(arrivals, &outcomes)?).await?;
-    writing.save(&loaded, &mut known, rules.now_ms).await?;
-    Ok(Settled { outcomes, spools: known.spools })
-}
-
-fn post_rows<'a>(arrivals: &'a [Arrival], outcomes: &'a [Outcome]) -> Result<PostRows<'a>, StoreError> {
+fn post_rows<'a>(arrivals: &'a [Arrival], outcomes: &'a [Outcome], now_boot_ms: u64) -> Result<PostRows<'a>, StoreError> {
     let mut rows = PostRows::default();
     let (mut repeats, mut returned, mut left_out) = (0, 0, 0);
     for (arrival, outcome) in arrivals.iter().zip(outcomes) {
@@ -308,7 +372,13 @@ fn post_rows<'a>(arrivals: &'a [Arrival], outcomes: &'a [Outcome]) -> Result<Pos
                 // Only an opened batch is judged to become rows.
                 let Ok(batch) = &whole.opened else { continue };
                 left_out += (batch.records.len() - records.len()) as u64;
-                rows.batches.push(NewBatch { batch, placed: *placed, records, receipt_ms: whole.facts.receipt_ms });
+                rows.batches.push(NewBatch {
+                    batch,
+                    placed: *placed,
+                    records,
+                    receipt_ms: whole.facts.receipt_ms,
+                    object: object_of(whole, now_boot_ms)?,
+                });
             }
             Keep::Envelope { alarm } => rows.holds.push(NewHold {
                 key,
@@ -328,6 +398,19 @@ fn post_rows<'a>(arrivals: &'a [Arrival], outcomes: &'a [Outcome]) -> Result<Pos
     Ok(rows)
 }
 
+/// Where the picture of a batch lies, if it has one.
+fn object_of(whole: &Whole, now_boot_ms: u64) -> Result<Option<&NewObject>, StoreError> {
+    match &whole.picture {
+        Picture::Put(attempt) if attempt.may_commit(now_boot_ms) => Ok(Some(&attempt.object)),
+        // It took too long: by now the object may be taken for a stray. The same again puts another.
+        Picture::Put(_) => Err(StoreError::Busy),
+        Picture::Unfit(_) => Ok(None),
+        // Its number was known when the pictures were brought, and isn't any more: the database was put back meanwhile.
+        Picture::None if plan::has_picture(whole) => Err(StoreError::Busy),
+        Picture::None => Ok(None),
+    }
+}
+
 fn signed_ack((device, spool): (DeviceId, SpoolId), ack: HubAck, epoch: u32) -> Result<Vec<u8>, MessageError> {
     let mut signed = Signed::new(SignedKind::Ack, Version { epoch, n: 0 }, ack.bytes()?);
     signed.device = Some(device);
@@ -335,10 +418,15 @@ fn signed_ack((device, spool): (DeviceId, SpoolId), ack: HubAck, epoch: u32) -> 
     signed.bytes()
 }
 
-fn count(outcomes: &[Outcome]) {
-    let (mut counts, mut rows): (HashMap<&'static str, u64>, u64) = Default::default();
+fn count(lane: Lane, outcomes: &[Outcome]) {
+    let lane = lane.name();
+    let (mut counts, mut rows): (HashMap<(Verdict, &'static str), u64>, u64) = Default::default();
     for outcome in outcomes {
-        *counts.entry(outcome.verdict.name()).or_default() += 1;
+        let reason = match outcome.keep {
+            Keep::Back(why) => why.name(),
+            Keep::Rows { .. } | Keep::Envelope { .. } | Keep::Line | Keep::Nothing => outcome.reason.name(),
+        };
+        *counts.entry((outcome.verdict, reason)).or_default() += 1;
         if let Keep::Rows { records, .. } = &outcome.keep {
             rows += records.len() as u64;
         }
@@ -346,8 +434,16 @@ fn count(outcomes: &[Outcome]) {
             tracing::warn!("other content under a known number: two computers with one identity, or a copied disk");
         }
     }
-    for (verdict, n) in counts {
-        metrics::counter!("muster_hub_batches_total", "verdict" => verdict).increment(n);
+    for ((verdict, reason), n) in counts {
+        match verdict {
+            Verdict::Stored => metrics::counter!("muster_hub_stored_batches_total", "lane" => lane).increment(n),
+            Verdict::Repeat => metrics::counter!("muster_hub_repeated_batches_total", "lane" => lane).increment(n),
+            Verdict::Held => metrics::counter!("muster_hub_held_batches_total", "lane" => lane, "reason" => reason).increment(n),
+            Verdict::Refused => metrics::counter!("muster_hub_refused_batches_total", "lane" => lane, "reason" => reason).increment(n),
+            Verdict::Expired => metrics::counter!("muster_hub_expired_batches_total", "lane" => lane).increment(n),
+            Verdict::Erased => metrics::counter!("muster_hub_erased_batches_total", "lane" => lane).increment(n),
+            Verdict::Returned => metrics::counter!("muster_hub_returned_batches_total", "lane" => lane, "reason" => reason).increment(n),
+        }
     }
-    metrics::counter!("muster_hub_records_total").increment(rows);
+    metrics::counter!("muster_hub_records_total", "lane" => lane).increment(rows);
 }

@@ -10,7 +10,7 @@ use muster_mesh::{
     complaint::Complaint,
     ids::Version,
     message::{HeldVersion, MessageError, Signed, SignedKind},
-    policy::Policy,
+    policy::{KindRetention, Policy},
 };
 use tokio::sync::Mutex;
 
@@ -73,9 +73,11 @@ impl Policies {
         self.current.load_full()
     }
 
-    /// Looks at the file again. One that can't be used changes nothing, and is complained of once.
+    /// Looks at the file again, and at what another hub of this database gave out. A file that can't be used changes nothing, and is
+    /// complained of once.
     pub async fn look(&self, now_ms: i64) -> Result<(), StoreError> {
         let mut looked_at = self.looked_at.lock().await;
+        self.catch_up().await?;
         let text = match read(&self.path) {
             Ok(text) => text,
             Err(complaint) => complaint.to_string(),
@@ -86,9 +88,14 @@ impl Policies {
         match parse(&self.path, &text) {
             Ok(wanted) => {
                 if let Some(new) = self.current().changed(&wanted, self.test_mode) {
-                    let new = keep(&self.store, new, now_ms).await?;
-                    tracing::info!(version = %new.version, notice = %new.policy.notice, "a new policy is in force");
-                    self.current.store(Arc::new(new));
+                    let kept = keep(&self.store, new.clone(), now_ms).await?;
+                    tracing::info!(version = %kept.version, notice = %kept.policy.notice, "a new policy is in force");
+                    let overtaken = kept != new;
+                    self.current.store(Arc::new(kept));
+                    if overtaken {
+                        // Another hub was faster: what the file wants is compared with its version at the next look.
+                        return Ok(());
+                    }
                 }
             }
             Err(complaint) => tracing::warn!("the old policy stays in force: {complaint}"),
@@ -104,6 +111,8 @@ impl Policies {
             return Ok(());
         }
         let _one_change = self.looked_at.lock().await;
+        // Or another hub of this database gave them out.
+        self.catch_up().await?;
         let old = self.current();
         let Some(new) = old.above(held) else { return Ok(()) };
         let new = keep(&self.store, new, now_ms).await?;
@@ -111,11 +120,22 @@ impl Policies {
         self.current.store(Arc::new(new));
         Ok(())
     }
+
+    /// Takes over what another hub gave out since.
+    async fn catch_up(&self) -> Result<(), StoreError> {
+        let own = self.current();
+        if let Some(newest) = self.store.newest_policy().await?.filter(|newest| newest.version > own.version) {
+            let epoch = self.store.epoch().await?;
+            self.current.store(Arc::new(InForce { epoch, version: newest.version, policy: newest.policy }));
+        }
+        Ok(())
+    }
 }
 
 impl InForce {
     pub fn retention(&self) -> Retention {
-        Retention { days: self.policy.retention_days }
+        let KindRetention { titles_days, pictures_days, network_days } = self.policy.retention;
+        Retention { days: self.policy.retention_days, titles_days, pictures_days, network_days }
     }
 
     /// What this hub holds of each kind.
@@ -181,9 +201,13 @@ fn held_of(held: &[HeldVersion], kind: u8) -> Option<Version> {
     held.iter().filter(|held| held.kind == kind).map(|held| held.version).max()
 }
 
+/// Keeps what is to be given out. Another hub's version comes back if that hub was faster.
 async fn keep(store: &Store, new: InForce, now_ms: i64) -> Result<InForce, StoreError> {
-    store.add_policy(new.epoch, &StoredPolicy { version: new.version, policy: new.policy.clone() }, now_ms).await?;
-    Ok(new)
+    let stored = StoredPolicy { version: new.version, policy: new.policy.clone() };
+    Ok(match store.add_policy(new.epoch, &stored, now_ms).await? {
+        None => new,
+        Some((epoch, StoredPolicy { version, policy })) => InForce { epoch, version, policy },
+    })
 }
 
 /// Reads and checks a policy file, for `check`.

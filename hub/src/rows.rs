@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use muster_mesh::{
     ids::{DeviceId, Lane, SpoolId},
     record::{
-        Activity, Application, Battery, Capability, Focus, Gap, GapReason, Heartbeat, Kind, Network, Numbers, Record, Session, Source,
-        State,
+        Activity, Application, Area, Battery, Capability, Focus, Gap, GapReason, Heartbeat, Kind, Network, Numbers, PictureFormat, Record,
+        Screenshot, Session, Source, State, Why,
     },
 };
 
@@ -26,6 +26,7 @@ pub enum Table {
     Heartbeat,
     Activity,
     Focus,
+    Screenshot,
     Session,
     Network,
     Capability,
@@ -63,20 +64,21 @@ pub struct RowError(pub Table);
 const PRIVATE: i64 = 0;
 
 impl Table {
-    pub const ALL: [Table; 7] =
-        [Table::Heartbeat, Table::Activity, Table::Focus, Table::Session, Table::Network, Table::Capability, Table::Gap];
+    pub const ALL: [Table; 8] =
+        [Table::Heartbeat, Table::Activity, Table::Focus, Table::Screenshot, Table::Session, Table::Network, Table::Capability, Table::Gap];
 
-    /// None: pictures, timers and entries have no rows yet.
+    /// None: timers and entries have no rows yet.
     pub fn of(record: &Record) -> Option<Table> {
         match record.kind {
             Kind::Heartbeat(_) => Some(Table::Heartbeat),
             Kind::Activity(_) => Some(Table::Activity),
             Kind::Focus(_) => Some(Table::Focus),
+            Kind::Screenshot(_) => Some(Table::Screenshot),
             Kind::Session(_) => Some(Table::Session),
             Kind::Network(_) => Some(Table::Network),
             Kind::Capability(_) => Some(Table::Capability),
             Kind::Gap(_) => Some(Table::Gap),
-            Kind::Screenshot(_) | Kind::Timer(_) | Kind::Entry(_) => None,
+            Kind::Timer(_) | Kind::Entry(_) => None,
         }
     }
 
@@ -85,6 +87,7 @@ impl Table {
             Table::Heartbeat => "heartbeat",
             Table::Activity => "activity",
             Table::Focus => "focus",
+            Table::Screenshot => "screenshot",
             Table::Session => "session",
             Table::Network => "network",
             Table::Capability => "capability",
@@ -98,6 +101,9 @@ impl Table {
             Table::Heartbeat => &["at", "state", "battery", "charging", "version_id"],
             Table::Activity => &["at", "ms", "keys", "clicks", "wheel", "pointer_moved", "active_ms", "idle_ms"],
             Table::Focus => &["at", "ms", "application_id", "title", "source"],
+            Table::Screenshot => {
+                &["at", "area", "width", "height", "format", "blurred", "why", "sha256", "group_id", "part", "parts", "bytes_len"]
+            }
             Table::Session => &["at", "what", "ms", "sha256", "language", "switches"],
             Table::Network => &["at", "addresses"],
             Table::Capability => &["at", "what", "able", "why"],
@@ -123,6 +129,11 @@ impl Table {
                 select: "r.at, r.ms, r.application_id, a.name, r.title, r.source",
                 join: "LEFT JOIN applications a ON a.id = r.application_id",
                 shapes: &[Int, Int, Int, Text, Text, Int],
+            },
+            Table::Screenshot => Read {
+                select: "r.at, r.area, r.width, r.height, r.format, r.blurred, r.why, r.sha256, r.group_id, r.part, r.parts",
+                join: "",
+                shapes: &[Int, Int, Int, Int, Int, Int, Int, Blob, Blob, Int, Int],
             },
             Table::Session => Read {
                 select: "r.at, r.what, r.ms, r.sha256, r.language, r.switches",
@@ -164,6 +175,7 @@ pub fn fields(record: &Record, device: DeviceId, ids: &Ids) -> Option<Vec<Value>
             row.extend([int(i64::from(focus.ms)), Value::Int(application), Value::Text(focus.title.clone())]);
             row.push(int(source_number(focus.source)));
         }
+        Kind::Screenshot(picture) => row.extend(picture_fields(picture)),
         Kind::Session(session) => row.extend(session_fields(session)),
         Kind::Network(network) => row.push(list(&network.addresses)),
         Kind::Capability(capability) => {
@@ -179,12 +191,12 @@ pub fn fields(record: &Record, device: DeviceId, ids: &Ids) -> Option<Vec<Value>
             row.extend([number(gap.numbers.map(|numbers| numbers.first)), number(gap.numbers.and_then(|numbers| numbers.last))]);
             row.extend([int(gap.records as i64), int(gap.bytes as i64), int(gap_reason_number(gap.reason))]);
         }
-        Kind::Screenshot(_) | Kind::Timer(_) | Kind::Entry(_) => return None,
+        Kind::Timer(_) | Kind::Entry(_) => return None,
     }
     Some(row)
 }
 
-/// The record of a row that was read as [`Table::read`] says.
+/// The record of a row that was read as [`Table::read`] says. A picture's bytes are in its object: here it has none.
 pub fn record(table: Table, values: Vec<Value>) -> Result<Record, RowError> {
     read_record(table, &mut Fields(values.into_iter())).ok_or(RowError(table))
 }
@@ -220,6 +232,7 @@ fn read_record(table: Table, row: &mut Fields) -> Option<Record> {
             };
             Kind::Focus(Focus { ms, application, title: row.maybe_text()?, source: source_of(row.int()?)? })
         }
+        Table::Screenshot => Kind::Screenshot(read_picture(row)?),
         Table::Session => Kind::Session(read_session(row)?),
         Table::Network => Kind::Network(Network { addresses: row.list()? }),
         Table::Capability => Kind::Capability(Capability { what: row.text()?, able: row.int()? != 0, why: row.text()? }),
@@ -237,6 +250,39 @@ fn read_record(table: Table, row: &mut Fields) -> Option<Record> {
         }
     };
     Some(Record { at, kind })
+}
+
+fn picture_fields(picture: &Screenshot) -> [Value; 11] {
+    let Screenshot { area, width, height, format, blurred, why, sha256, group, part, parts, bytes } = picture;
+    [
+        int(*area as i64),
+        int(i64::from(*width)),
+        int(i64::from(*height)),
+        int(*format as i64),
+        int(i64::from(*blurred)),
+        int(*why as i64),
+        blob(sha256),
+        blob(group),
+        int(i64::from(*part)),
+        int(i64::from(*parts)),
+        int(bytes.len() as i64),
+    ]
+}
+
+fn read_picture(row: &mut Fields) -> Option<Screenshot> {
+    Some(Screenshot {
+        area: [Area::Monitor, Area::ActiveWindow].get(row.place()?).copied()?,
+        width: row.u32()?,
+        height: row.u32()?,
+        format: [PictureFormat::Webp, PictureFormat::Jpeg].get(row.place()?).copied()?,
+        blurred: row.int()? != 0,
+        why: [Why::DetailedLog, Why::Interval].get(row.place()?).copied()?,
+        sha256: row.blob()?.try_into().ok()?,
+        group: row.blob()?.try_into().ok()?,
+        part: row.int()?.try_into().ok()?,
+        parts: row.int()?.try_into().ok()?,
+        bytes: Vec::new(),
+    })
 }
 
 const START: i64 = 0;
@@ -377,8 +423,17 @@ impl Fields {
         self.int()?.try_into().ok()
     }
 
+    /// The place of a small enum's variant.
+    fn place(&mut self) -> Option<usize> {
+        self.int()?.try_into().ok()
+    }
+
     fn text(&mut self) -> Option<String> {
         self.maybe_text()?
+    }
+
+    fn blob(&mut self) -> Option<Vec<u8>> {
+        self.maybe_blob()?
     }
 
     fn list(&mut self) -> Option<Vec<String>> {

@@ -19,7 +19,10 @@ use muster_mesh::{
 use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::{api, config::Config, hub::Hub, issued::Listed, policy::Policies, retention, serve, store::Store, token::Tokens};
+use crate::{
+    api, config::Config, hub::Hub, issued::Listed, objects::Objects, policy::Policies, retention, serve, store::Store, strays,
+    token::Tokens,
+};
 
 const TOKEN_KEY: &str = "token.key";
 /// How soon a changed policy or list is seen.
@@ -45,11 +48,12 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     let keys = keys(&config)?;
     warn_of_end(&keys, clock.now().wall_ms);
     let store = Arc::new(Store::open(&config.store.url).await?);
+    let objects = Arc::new(Objects::open(&config.objects())?);
     let now_ms = clock.now().wall_ms;
     let policies = Policies::open(store.clone(), config.policy.clone(), config.test_mode, restored, now_ms).await?;
     let listed = Listed::open(store.clone(), config.issued.clone()).await?;
     let tokens = Tokens::open(&state.join(TOKEN_KEY))?;
-    let hub = Arc::new(Hub::new(store.clone(), clock.clone(), Arc::new(policies), tokens, config.test_mode));
+    let hub = Arc::new(Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), tokens, config.test_mode));
 
     let mesh = serve::bind(config.mesh.listen, "mesh.listen").await?;
     let web = serve::bind(config.web.listen, "web.listen").await?;
@@ -61,6 +65,7 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         serve::spawn(mesh, serve::Door::mesh(keys, clock)?, api::mesh(&hub), stop.clone()),
         serve::spawn(web, serve::Door::Web, api::web(&hub), stop.clone()),
         retention::spawn(hub.clone(), stop.clone()),
+        strays::spawn(hub.clone(), stop.clone()),
         spawn_looking(hub.clone(), listed, ready, stop.clone()),
         status_task,
     ];

@@ -1,32 +1,28 @@
 //! Async: the database. sqlx is named here and below, nowhere else.
 //!
-//! One text of SQL: SQLite runs it now, PostgreSQL takes it too, except for what [`bulk`] writes. One writer at a time: a POST's transaction
-//! holds the [`Writing`], and with it the numbers of look-up rows, which are remembered only after its commit.
+//! One text of SQL for SQLite and PostgreSQL, except for what [`bulk`] and [`engine`] write. Any number of hubs may use one PostgreSQL: what a
+//! transaction will change it first locks in key order, and what is remembered between transactions never changes.
 
 use std::{
-    fs::OpenOptions,
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    str::FromStr,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use muster_mesh::complaint::Complaint;
-use sqlx::{
-    Any, AnyConnection, AnyPool, Connection, Executor, Row, Transaction,
-    any::{AnyConnectOptions, AnyPoolOptions},
-    migrate::{MigrateError, Migrator},
-};
-use tokio::sync::{Mutex, MutexGuard};
+use sqlx::{Any, AnyPool, Row, Transaction, migrate::MigrateError};
 
+use engine::{Address, Engine, Mode};
 use look_ups::LookUps;
+
+use crate::rows::{Shape, Value};
 
 mod admins;
 mod bulk;
 mod devices;
+mod engine;
 mod look_ups;
 mod looks;
+mod pictures;
 mod policies;
 mod posts;
 mod records;
@@ -36,30 +32,25 @@ mod sweep;
 pub use admins::Admin;
 pub use devices::DeviceRow;
 pub use looks::Look;
+pub use pictures::{KeptCapability, KeptPicture};
 pub use policies::StoredPolicy;
-pub use posts::{Loaded, NewBatch, NewHold, NewLine, PostRows};
+pub use posts::{Loaded, NewBatch, NewHold, NewLine, NewObject, PostRows};
 pub use records::{Answered, KeptBatch, KeptNumber};
 pub use summary::Summary;
-pub use sweep::Swept;
+pub use sweep::{Deletion, Swept};
 
 /// Below this SQLite can corrupt a database with a write-ahead log.
 const SQLITE_MIN: (u32, u32, u32) = (3, 51, 3);
 const READERS: u32 = 4;
-/// How long a request waits for a connection or for the one writer: longer than any commit, shorter than a relay's patience.
+/// How long a request waits for a connection, for the one writer or for a lock: longer than any commit, shorter than a relay's patience.
 const WAIT: Duration = Duration::from_secs(10);
-/// Cache for the pages of recent days, in KiB, per connection.
-const CACHE_KIB: u32 = 64 * 1024;
-
-/// Pages of the write-ahead log before they are copied into the database: a page that many POSTs touch is then copied once for all.
-const LOG_PAGES: u32 = 32_768;
-/// The log is cut back to this size after that.
-const LOG_BYTES_KEPT: u32 = 64 << 20;
-
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// The hub's database.
 pub struct Store {
-    writer: AnyPool,
+    engine: Engine,
+    /// Where it is, for people.
+    shown: String,
+    writers: AnyPool,
     readers: AnyPool,
     look_ups: Mutex<LookUps>,
 }
@@ -67,7 +58,7 @@ pub struct Store {
 /// A transaction that may write. Dropped without [`commit`](Writing::commit), nothing of it happened.
 pub struct Writing<'a> {
     transaction: Transaction<'static, Any>,
-    look_ups: MutexGuard<'a, LookUps>,
+    store: &'a Store,
     /// What this transaction learned of look-ups: worth nothing unless it commits.
     learned: LookUps,
 }
@@ -105,75 +96,71 @@ pub struct Checked {
     pub version: Option<i64>,
     /// What this program would migrate it to.
     pub newest: i64,
+    /// Whether `serve` does that, or only `migrate`.
+    pub migrates_itself: bool,
 }
 
 impl Store {
-    /// Opens the database and, where it is SQLite, brings it to this program's version.
+    /// Opens the database for `serve`: SQLite is brought to this program's version, PostgreSQL has to have it.
     pub async fn open(url: &str) -> Result<Store, Complaint> {
-        let store = Store::connect(url, Mode::Write).await?;
-        store.migrate().await?;
+        let store = Store::connect(&Address::parse(url)?, Mode::Write).await?;
+        if store.engine.migrates_itself() {
+            store.bring_to_newest().await?;
+            return Ok(store);
+        }
+        let (version, newest) = (store.version().await?, store.newest());
+        if version < newest {
+            let what = format!("The database at {} has version {version}, and this program needs {newest}", store.shown);
+            return Err(Complaint::new(what, "Run `muster-hub migrate` once, then start every hub again"));
+        }
+        Ok(store)
+    }
+
+    /// Opens the database and brings it to this program's version, whichever it is.
+    pub async fn migrate(url: &str) -> Result<Store, Complaint> {
+        let store = Store::connect(&Address::parse(url)?, Mode::Write).await?;
+        store.bring_to_newest().await?;
         Ok(store)
     }
 
     /// Looks at version and integrity. Changes nothing.
     pub async fn check(url: &str) -> Result<Checked, Complaint> {
-        let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
-        if !sqlite_file(url)?.exists() {
-            return Ok(Checked { version: None, newest });
+        let address = Address::parse(url)?;
+        let (newest, migrates_itself) = (newest(address.engine()), address.engine().migrates_itself());
+        if address.is_missing() {
+            return Ok(Checked { version: None, newest, migrates_itself });
         }
-        let store = Store::connect(url, Mode::Look).await?;
-        let version = store.version().await.map_err(|error| unusable(url, &error))?;
-        store.refuse_newer(url, version, newest)?;
-        let found: Vec<String> = sqlx::query("PRAGMA quick_check(5)")
-            .fetch_all(&store.readers)
-            .await
-            .and_then(|rows| rows.iter().map(|row| row.try_get(0)).collect())
-            .map_err(|error| unusable(url, &error.into()))?;
+        let store = Store::connect(&address, Mode::Look).await?;
+        let version = store.version().await?;
+        let damage = store.damage(version).await.map_err(|error| unusable(&store.shown, &error))?;
         store.close().await;
-        match found.first() {
-            Some(first) if first != "ok" => Err(Complaint::new(
-                format!("The database at {url} is damaged: {first}"),
+        match damage {
+            Some(damage) => Err(Complaint::new(
+                format!("The database at {} is damaged: {damage}", store.shown),
                 "Restore it from a backup and start with --restored",
             )),
-            _ => Ok(Checked { version: Some(version), newest }),
+            None => Ok(Checked { version: Some(version), newest, migrates_itself }),
         }
     }
 
-    async fn connect(url: &str, mode: Mode) -> Result<Store, Complaint> {
-        sqlx::any::install_default_drivers();
-        let file = sqlite_file(url)?;
-        if matches!(mode, Mode::Write) {
-            make_owner_only(&file).map_err(|error| unusable(url, &StoreError::Unreachable(error.to_string())))?;
-        }
-        let full = match mode {
-            Mode::Write => format!("sqlite://{}?mode=rwc", file.display()),
-            // Without a log beside it nobody has it open, and even the files for sharing it are left unmade.
-            Mode::Look if !log_of(&file).exists() => format!("sqlite://{}?mode=ro&immutable=true", file.display()),
-            Mode::Look => format!("sqlite://{}?mode=ro", file.display()),
-        };
-        let options = AnyConnectOptions::from_str(&full).map_err(|error| unusable(url, &error.into()))?;
-        // A pool tries again and again, and then only says that it took too long; one connection says at once what is wrong.
-        probe(&options, mode).await.map_err(|error| unusable(url, &error.into()))?;
-        let pool = |connections: u32| {
-            AnyPoolOptions::new().max_connections(connections).acquire_timeout(WAIT).after_connect(move |connection, _| {
-                Box::pin(async move {
-                    connection.execute(mode.pragmas()).await?;
-                    Ok(())
-                })
-            })
-        };
-        let writer = pool(1).connect_with(options.clone()).await.map_err(|error| unusable(url, &error.into()))?;
-        let store = Store { writer, readers: pool(READERS).connect_lazy_with(options), look_ups: Mutex::default() };
+    async fn connect(address: &Address, mode: Mode) -> Result<Store, Complaint> {
+        let (engine, shown) = (address.engine(), address.shown());
+        let unusable = |error: StoreError| unusable(&shown, &error);
+        let options = address.options(mode).map_err(unusable)?;
+        address.probe(&options, mode).await.map_err(unusable)?;
+        let writers = address.pool(&options, mode, engine.writers());
+        let readers = address.pool(&options, mode, READERS);
+        let store = Store { engine, shown, writers, readers, look_ups: Mutex::default() };
         store.refuse_old_engine().await?;
         Ok(store)
     }
 
     async fn refuse_old_engine(&self) -> Result<(), Complaint> {
-        let version: String = sqlx::query("SELECT sqlite_version()")
-            .fetch_one(&self.writer)
-            .await
-            .and_then(|row| row.try_get(0))
-            .map_err(|error| unusable("its address", &error.into()))?;
+        if self.engine != Engine::Sqlite {
+            return Ok(());
+        }
+        let select = sqlx::query("SELECT sqlite_version()").fetch_one(&self.writers).await;
+        let version: String = select.and_then(|row| row.try_get(0)).map_err(|error| self.unusable(error))?;
         let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
         let mut next = || numbers.next().unwrap_or(0);
         if (next(), next(), next()) >= SQLITE_MIN {
@@ -186,47 +173,80 @@ impl Store {
     }
 
     /// Applies what is missing. A database from a newer program is left as it is.
-    async fn migrate(&self) -> Result<(), Complaint> {
-        let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
-        let version = self.version().await.map_err(|error| unusable("its address", &error))?;
-        self.refuse_newer("its address", version, newest)?;
-        MIGRATIONS.run(&self.writer).await.map_err(|error| match error {
-            MigrateError::VersionMissing(_) | MigrateError::VersionMismatch(_) => {
-                Complaint::new("The database was made by another build of muster-hub", "Use the program that made it, or another database")
-            }
+    async fn bring_to_newest(&self) -> Result<(), Complaint> {
+        self.version().await?;
+        self.engine.migrations().run(&self.writers).await.map_err(|error| match error {
+            MigrateError::VersionMissing(_) | MigrateError::VersionMismatch(_) => made_by_another_build(),
             other => Complaint::new(
-                format!("The database can't be brought to this program's version: {other}"),
-                "Check its disk, then start again",
+                format!("The database at {} can't be brought to this program's version: {other}", self.shown),
+                "Check its disk and that its user may make tables, then start again",
             ),
         })
     }
 
-    fn refuse_newer(&self, url: &str, version: i64, newest: i64) -> Result<(), Complaint> {
-        if version <= newest {
-            return Ok(());
+    /// The highest migration that was applied; 0 for an empty database. One that this program doesn't know is complained of.
+    async fn version(&self) -> Result<i64, Complaint> {
+        let applied = self.applied().await.map_err(|error| unusable(&self.shown, &error))?;
+        let (version, newest) = (applied.last().map_or(0, |(version, _)| *version), self.newest());
+        if version > newest {
+            let what = format!("The database at {} has version {version}, and this program knows only up to {newest}", self.shown);
+            return Err(Complaint::new(format!("{what}; nothing was touched"), "Start the newer muster-hub that made it"));
         }
-        Err(Complaint::new(
-            format!("The database at {url} has version {version}, and this program knows only up to {newest}; nothing was touched"),
-            "Start the newer muster-hub that made it",
-        ))
+        let own: Vec<_> = self.engine.migrations().iter().map(|migration| (migration.version, migration.checksum.to_vec())).collect();
+        if !own.starts_with(&applied) {
+            return Err(made_by_another_build());
+        }
+        Ok(version)
     }
 
-    /// The highest migration that was applied; 0 for an empty database.
-    async fn version(&self) -> Result<i64, StoreError> {
-        let table = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'";
-        let tables: i64 = sqlx::query(table).fetch_one(&self.writer).await?.try_get(0)?;
+    /// Version and digest of each migration, lowest first.
+    async fn applied(&self) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
+        const TABLE: &str = "_sqlx_migrations";
+        let tables: i64 = sqlx::query(self.engine.count_tables()).bind(TABLE).fetch_one(&self.readers).await?.try_get(0)?;
         if tables == 0 {
-            return Ok(0);
+            return Ok(Vec::new());
         }
-        let row = sqlx::query("SELECT COALESCE(MAX(version), 0) FROM _sqlx_migrations").fetch_one(&self.writer).await?;
-        Ok(row.try_get(0)?)
+        let rows = sqlx::query("SELECT version, checksum FROM _sqlx_migrations ORDER BY version").fetch_all(&self.readers).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 
-    /// Begins a transaction that may write. Waits for the one before it.
+    fn newest(&self) -> i64 {
+        newest(self.engine)
+    }
+
+    /// What is wrong with the database itself, as far as a look can tell.
+    async fn damage(&self, version: i64) -> Result<Option<String>, StoreError> {
+        match self.engine {
+            Engine::Sqlite => {
+                let first: String = sqlx::query("PRAGMA quick_check(5)").fetch_one(&self.readers).await?.try_get(0)?;
+                Ok((first != "ok").then_some(first))
+            }
+            // It checks its pages itself as it reads them; what we can see is whether our tables are all there and answer.
+            Engine::Postgres if version == self.newest() => {
+                for table in TABLES {
+                    let select = format!("SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT 1) t");
+                    if let Err(error) = sqlx::query(sqlx::AssertSqlSafe(select)).fetch_one(&self.readers).await {
+                        return match error {
+                            sqlx::Error::Database(error) => Ok(Some(format!("its table {table} doesn't answer ({error})"))),
+                            other => Err(other.into()),
+                        };
+                    }
+                }
+                Ok(None)
+            }
+            Engine::Postgres => Ok(None),
+        }
+    }
+
+    /// Begins a transaction that may write. In SQLite it waits for the one before it.
     pub async fn write(&self) -> Result<Writing<'_>, StoreError> {
-        let look_ups = tokio::time::timeout(WAIT, self.look_ups.lock()).await.map_err(|_| StoreError::Busy)?;
-        let transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        Ok(Writing { transaction, look_ups, learned: LookUps::default() })
+        let transaction = self.writers.begin_with(self.engine.begin_writing()).await?;
+        Ok(Writing { transaction, store: self, learned: LookUps::default() })
+    }
+
+    /// Begins a transaction that only reads: all its statements see the same.
+    async fn read(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        Ok(self.readers.begin_with(self.engine.begin_reading()).await?)
     }
 
     /// Whether the database answers.
@@ -236,99 +256,81 @@ impl Store {
 
     pub async fn close(&self) {
         self.readers.close().await;
-        self.writer.close().await;
+        self.writers.close().await;
+    }
+
+    fn look_ups(&self) -> MutexGuard<'_, LookUps> {
+        // Nothing under this lock panics half-way through a change.
+        self.look_ups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unusable(&self, error: sqlx::Error) -> Complaint {
+        unusable(&self.shown, &error.into())
     }
 }
 
 impl Writing<'_> {
     /// After this everything written lies on the disk.
-    pub async fn commit(mut self) -> Result<(), StoreError> {
+    pub async fn commit(self) -> Result<(), StoreError> {
         self.transaction.commit().await?;
-        self.look_ups.remember(self.learned);
+        self.store.look_ups().remember(self.learned);
         Ok(())
     }
-}
 
-async fn probe(options: &AnyConnectOptions, mode: Mode) -> Result<(), sqlx::Error> {
-    let mut connection = AnyConnection::connect_with(options).await?;
-    connection.execute(mode.pragmas()).await?;
-    connection.execute("SELECT COUNT(*) FROM sqlite_master").await?;
-    connection.close().await
-}
+    /// Runs `before <rows> after`, see [`bulk`].
+    async fn put(&mut self, before: &str, rows: &[Vec<Value>], after: &str) -> Result<u64, StoreError> {
+        bulk::execute(&mut self.transaction, self.store.engine, before, rows, after).await
+    }
 
-#[derive(Clone, Copy)]
-enum Mode {
-    Write,
-    /// Reads only, so that `check` changes nothing.
-    Look,
-}
-
-impl Mode {
-    fn pragmas(self) -> sqlx::AssertSqlSafe<String> {
-        sqlx::AssertSqlSafe(match self {
-            Mode::Write => format!(
-                "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA cache_size = -{CACHE_KIB}; \
-                 PRAGMA wal_autocheckpoint = {LOG_PAGES}; PRAGMA journal_size_limit = {LOG_BYTES_KEPT};"
-            ),
-            Mode::Look => "PRAGMA busy_timeout = 5000; PRAGMA query_only = ON;".into(),
-        })
+    /// Reads what `before <keys> after` answers, see [`bulk`].
+    async fn find(&mut self, before: &str, keys: &[Vec<Value>], after: &str, shapes: &[Shape]) -> Result<Vec<Vec<Value>>, StoreError> {
+        bulk::select(&mut self.transaction, self.store.engine, before, keys, after, shapes).await
     }
 }
 
-/// The database's file: `sqlite:///absolute/path` or `sqlite://~/path`.
-fn sqlite_file(url: &str) -> Result<PathBuf, Complaint> {
-    let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).unwrap_or_default();
-    if path.is_empty() || path.contains('?') {
-        let what = format!("store.url is {url:?}, which this program can't open");
-        return Err(Complaint::new(what, "Give a file, such as sqlite:///var/lib/muster-hub/muster.db"));
-    }
-    Ok(muster_mesh::config::expand(Path::new(path)))
+/// All tables that this version has.
+const TABLES: [&str; 29] = [
+    "settings",
+    "counters",
+    "relays",
+    "zones",
+    "applications",
+    "versions",
+    "contexts",
+    "devices",
+    "spools",
+    "digests",
+    "boots",
+    "instances",
+    "batches",
+    "holds",
+    "dropped",
+    "alarms",
+    "heartbeat",
+    "activity",
+    "focus",
+    "screenshot",
+    "session",
+    "network",
+    "capability",
+    "gap",
+    "policies",
+    "admins",
+    "looks",
+    "deleted",
+    "doomed",
+];
+
+fn newest(engine: Engine) -> i64 {
+    engine.migrations().iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
-/// A new database is its owner's alone: people's days are in it. SQLite gives the files beside it the same rights.
-fn make_owner_only(file: &Path) -> io::Result<()> {
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        Ok(_) | Err(_) => Ok(()),
-    }
+fn made_by_another_build() -> Complaint {
+    Complaint::new("The database was made by another build of muster-hub", "Use the program that made it, or another database")
 }
 
-/// SQLite's write-ahead log: there while a database is open, or after a crash.
-fn log_of(file: &Path) -> PathBuf {
-    let mut log = file.as_os_str().to_owned();
-    log.push("-wal");
-    log.into()
+fn unusable(shown: &str, error: &StoreError) -> Complaint {
+    let todo =
+        "Check that its address is right, that its folder may be written or its server answers, and that it is a database of muster-hub";
+    Complaint::new(format!("The database at {shown} can't be used ({error})"), todo)
 }
-
-fn unusable(url: &str, error: &StoreError) -> Complaint {
-    let todo = "Check that the path is right, that its folder may be written, and that it is a database of muster-hub";
-    Complaint::new(format!("The database at {url} can't be used ({error})"), todo)
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> StoreError {
-        match &error {
-            sqlx::Error::Database(database) => {
-                let code = database.code().and_then(|code| code.parse::<i64>().ok()).unwrap_or(0);
-                match code & 0xff {
-                    SQLITE_BUSY | SQLITE_LOCKED => StoreError::Busy,
-                    SQLITE_FULL => StoreError::Full,
-                    SQLITE_READONLY | SQLITE_IOERR | SQLITE_CANTOPEN => StoreError::Unreachable(error.to_string()),
-                    _ => StoreError::Other(error.to_string()),
-                }
-            }
-            sqlx::Error::PoolTimedOut => StoreError::Busy,
-            sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_) => {
-                StoreError::Unreachable(error.to_string())
-            }
-            _ => StoreError::Other(error.to_string()),
-        }
-    }
-}
-
-const SQLITE_BUSY: i64 = 5;
-const SQLITE_LOCKED: i64 = 6;
-const SQLITE_READONLY: i64 = 8;
-const SQLITE_IOERR: i64 = 10;
-const SQLITE_FULL: i64 = 13;
-const SQLITE_CANTOPEN: i64 = 14;

@@ -1,15 +1,16 @@
 //! Async: a running hub on real sockets: relays over mutual TLS, people over HTTP.
 #![allow(clippy::unwrap_used)]
 
+mod studio;
 mod world;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use muster_certs::{Ca, DIALLED_NAME, Keys, Name, Role, SystemTime, client_config};
 use muster_hub::{
     api::{
         self,
-        routes::{Access, Entry, Method, ROUTES},
+        routes::{Access, Entry, Looks, Method, ROUTES},
     },
     config::{Config, Mesh, StatusAt, StoreAt, Web},
     password,
@@ -19,6 +20,7 @@ use muster_hub::{
 };
 use muster_mesh::{
     clock::{Clock, SystemClock},
+    ids::Lane,
     message::{Answer, PostHead, SYNC_CONTENT_TYPE},
     record,
 };
@@ -121,9 +123,53 @@ async fn a_relays_post_travels_over_mutual_tls_into_rows_that_the_api_proves() {
     assert_eq!(proof["spools"][0]["numbers"], json!([number]));
     let summary: Value = client.get(house.url("/api/v1/summary")).bearer_auth(&token).send().await.unwrap().json().await.unwrap();
     assert_eq!((&summary["kinds"]["focus"], &summary["duplicates"], &summary["missing"]), (&json!(1), &json!(0), &json!(0)));
-    let metrics = client.get(format!("http://{}/metrics", house.running().status)).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("muster_hub_records_total"), "{metrics}");
-    assert!(!metrics.contains(&device(1).to_string()));
+    house.stop().await;
+}
+
+/// Prometheus' own habits: base units, counters end in `_total`, and nothing that grows with the number of people is a label.
+#[tokio::test]
+async fn metrics_are_named_as_the_field_names_them_and_name_nobody() {
+    let house = House::new().await;
+    let (relay, now_ms) = (house.relay(), SystemClock::new().now().wall_ms);
+    post(&house, &relay, "1", &body(now_ms, &[sealed(1)])).await;
+    post_a_picture(&house, &relay, now_ms).await;
+    let mut unfit = studio::picture(2);
+    unfit.sha256[0] ^= 1;
+    let records = vec![record::Record { at: now_ms, kind: record::Kind::Screenshot(unfit) }];
+    let held = studio::pictures_batch(2, records).seal().unwrap();
+    post(&house, &relay, "1", &body_of(Lane::Pictures, 2, now_ms, &[held])).await;
+    post(&house, &relay, "1", &[1, 2, 3]).await;
+    let metrics = reqwest::get(format!("http://{}/metrics", house.running().status)).await.unwrap().text().await.unwrap();
+    let types: HashMap<&str, &str> = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    for wanted in [
+        "muster_hub_records_total",
+        "muster_hub_stored_batches_total",
+        "muster_hub_held_batches_total",
+        "muster_hub_unfit_pictures_total",
+        "muster_hub_object_put_bytes_total",
+        "muster_hub_object_put_seconds",
+        "muster_hub_post_seconds",
+    ] {
+        assert!(types.contains_key(wanted), "{wanted} isn't there:\n{metrics}");
+    }
+    for (name, kind) in types.iter().filter(|(name, _)| name.starts_with("muster_hub_")) {
+        assert_eq!(*kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+        assert!(*kind != "histogram" || name.ends_with("_seconds") || name.ends_with("_bytes"), "{name} has no base unit");
+        for unit in ["_ms", "_kib", "_mib", "_minutes", "_percent"] {
+            assert!(!name.contains(unit), "{name}");
+        }
+    }
+    for line in metrics.lines().filter(|line| line.starts_with("muster_hub_")) {
+        let labels = line.split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap());
+        for label in labels.split(',').filter_map(|label| label.split_once('=')) {
+            assert!(["lane", "reason", "le"].contains(&label.0), "{line}");
+            assert!(!label.1.bytes().filter(u8::is_ascii_hexdigit).count().ge(&32), "{line}");
+        }
+    }
+    assert!(metrics.contains(r#"muster_hub_held_batches_total{lane="pictures",reason="picture"}"#), "{metrics}");
+    for person in [device(1).to_string(), spool(1).to_string(), "oslo".into(), "xterm".into()] {
+        assert!(!metrics.contains(&person), "{person}");
+    }
     house.stop().await;
 }
 
@@ -156,13 +202,17 @@ async fn only_relays_pass_the_mesh_port_and_only_our_protocol_is_spoken() {
 async fn each_route_answers_whom_its_row_says_and_each_look_is_on_record() {
     let house = House::new().await;
     let now_ms = SystemClock::new().now().wall_ms;
-    post(&house, &house.relay(), "1", &body(now_ms, &[sealed(1)])).await;
+    let relay = house.relay();
+    post(&house, &relay, "1", &body(now_ms, &[sealed(1)])).await;
+    let picture = post_a_picture(&house, &relay, now_ms).await;
     let token = house.token().await;
     let client = reqwest::Client::new();
     let mut personal = 0;
     for entry in ROUTES {
         let send = async |token: Option<&str>| {
-            let url = house.url(&entry.path.replace("{device}", &device(1).to_string()).replace("{day}", "2026-11-23"));
+            let path = entry.path.replace("{device}", &device(1).to_string()).replace("{day}", "2026-11-23").replace("{picture}", &picture);
+            let reason = if entry.looks == Looks::WithReason { "?reason=a+test" } else { "" };
+            let url = house.url(&format!("{path}{reason}"));
             let request = match entry.method {
                 Method::Get => client.get(url),
                 Method::Post => client.post(url).json(&right_body(entry)),
@@ -183,8 +233,9 @@ async fn each_route_answers_whom_its_row_says_and_each_look_is_on_record() {
         assert_eq!(self::looks(&house).await, looks, "{}: a look that saw nothing", entry.path);
         let answer = send(Some(&token)).await;
         assert_eq!(answer.status(), StatusCode::OK, "{}: {}", entry.path, answer.text().await.unwrap());
-        assert_eq!(self::looks(&house).await, looks + i64::from(entry.looks), "{}", entry.path);
-        personal += i64::from(entry.looks);
+        let is_look = i64::from(entry.looks != Looks::Never);
+        assert_eq!(self::looks(&house).await, looks + is_look, "{}", entry.path);
+        personal += is_look;
         let wrong_method = match entry.method {
             Method::Get => client.delete(house.url(&entry.path.replace(['{', '}'], ""))),
             Method::Post => client.get(house.url(entry.path)),
@@ -192,7 +243,8 @@ async fn each_route_answers_whom_its_row_says_and_each_look_is_on_record() {
         assert!([StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_FOUND].contains(&wrong_method.send().await.unwrap().status()));
     }
     let shown: Value = client.get(house.url("/api/v1/looks")).bearer_auth(&token).send().await.unwrap().json().await.unwrap();
-    assert_eq!(shown["looks"].as_array().unwrap().len() as i64, personal);
+    // One more for the picture's name.
+    assert_eq!(shown["looks"].as_array().unwrap().len() as i64, personal + 1);
     assert_eq!(shown["looks"][0]["who"], "kari");
     house.stop().await;
 }
@@ -339,11 +391,30 @@ async fn post(house: &House, relay: &reqwest::Client, protocol: &str, body: &[u8
 }
 
 fn body(now_ms: i64, envelopes: &[muster_mesh::batch::Envelope]) -> Vec<u8> {
-    use muster_mesh::{ids::Lane, message::QueueState};
-    let queue = |lane| QueueState { lane, instance: instance(RELAY, lane), answered: 0 };
+    body_of(Lane::Telemetry, 1, now_ms, envelopes)
+}
+
+/// A picture is posted; returns what the API calls it.
+async fn post_a_picture(house: &House, relay: &reqwest::Client, now_ms: i64) -> String {
+    let records = vec![record::Record { at: now_ms, kind: record::Kind::Screenshot(studio::picture(1)) }];
+    let mut batch = studio::pictures_batch(1, records);
+    batch.head.wall_ms = now_ms;
+    let answer = post(house, relay, "1", &body_of(Lane::Pictures, 1, now_ms, &[batch.seal().unwrap()])).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let time: jiff::Timestamp = jiff::Timestamp::from_millisecond(now_ms).unwrap();
+    let today = time.in_tz("Europe/Oslo").unwrap().date();
+    let path = format!("/api/v1/devices/{}/days/{today}/pictures?reason=a+test", device(1));
+    let list = reqwest::Client::new().get(house.url(&path)).bearer_auth(house.token().await).send().await.unwrap();
+    let list: Value = list.json().await.unwrap();
+    list["pictures"][0]["picture"].as_str().unwrap_or_else(|| panic!("{list}")).to_owned()
+}
+
+fn body_of(lane: Lane, number: u64, now_ms: i64, envelopes: &[muster_mesh::batch::Envelope]) -> Vec<u8> {
+    use muster_mesh::message::QueueState;
+    let queue = |of| QueueState { lane: of, instance: instance(RELAY, of), answered: if of == lane { number - 1 } else { 0 } };
     let head = PostHead {
-        lane: Lane::Telemetry,
-        number: u64::from(!envelopes.is_empty()),
+        lane,
+        number: if envelopes.is_empty() { 0 } else { number },
         queues: Lane::ALL.map(queue).to_vec(),
         asks: Vec::new(),
         presence: None,

@@ -73,6 +73,8 @@ CREATE TABLE batches (
     hub_ms BIGINT NOT NULL,
     shift_ms BIGINT NOT NULL,
     shift_why BIGINT NOT NULL,
+    records BIGINT NOT NULL,     -- in the envelope
+    left_out BIGINT NOT NULL,    -- of them, older than their kind was kept when they came
     PRIMARY KEY (spool_id, seq)
 ) WITHOUT ROWID;
 CREATE INDEX batches_of_a_day ON batches (device_id, day);
@@ -134,10 +136,30 @@ CREATE TABLE focus (
     ms BIGINT NOT NULL,
     application_id BIGINT,       -- null: none; 0: private
     title TEXT,
-    title_key BIGINT,            -- null: plain
+    title_key BIGINT,            -- null: plain; 0: its time was up, and the row's isn't
     source BIGINT NOT NULL,
     PRIMARY KEY (day, spool_id, seq, idx)
 ) WITHOUT ROWID;
+-- A picture lies in the object store, put there before its row was written.
+CREATE TABLE screenshot (
+    day BIGINT NOT NULL, spool_id BIGINT NOT NULL, seq BIGINT NOT NULL, idx BIGINT NOT NULL, at BIGINT NOT NULL,
+    area BIGINT NOT NULL,
+    width BIGINT NOT NULL,
+    height BIGINT NOT NULL,
+    format BIGINT NOT NULL,
+    blurred BIGINT NOT NULL,
+    why BIGINT NOT NULL,
+    sha256 BLOB NOT NULL,
+    group_id BLOB NOT NULL,      -- one detailed log
+    part BIGINT NOT NULL,
+    parts BIGINT NOT NULL,
+    bytes_len BIGINT NOT NULL,
+    object TEXT NOT NULL,        -- its key in the object store
+    object_id BLOB NOT NULL,     -- 16 random bytes: what the API calls it
+    PRIMARY KEY (day, spool_id, seq, idx)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX screenshots_by_id ON screenshot (object_id);
+CREATE UNIQUE INDEX screenshots_by_object ON screenshot (object);
 CREATE TABLE session (
     day BIGINT NOT NULL, spool_id BIGINT NOT NULL, seq BIGINT NOT NULL, idx BIGINT NOT NULL, at BIGINT NOT NULL,
     what BIGINT NOT NULL,
@@ -192,6 +214,20 @@ CREATE TABLE looks (
     who TEXT NOT NULL,
     device_id BIGINT,            -- null: more than one device
     whom TEXT NOT NULL,
-    what TEXT NOT NULL
+    what TEXT NOT NULL,
+    reason TEXT                  -- null: none was asked for
 );
 CREATE INDEX looks_of_a_device ON looks (device_id, id);
+
+-- Objects whose rows are deleted: written with the rows' deletion, taken out when the object is gone.
+CREATE TABLE doomed (object TEXT NOT NULL PRIMARY KEY, at_ms BIGINT NOT NULL) WITHOUT ROWID;
+-- What was deleted because its time was up: one row per day (UTC), kind and limit, raised with each piece. Never deleted.
+CREATE TABLE deleted (
+    day BIGINT NOT NULL,
+    kind TEXT NOT NULL,          -- a kind's table, or title, batches, holds, dropped
+    days BIGINT NOT NULL,        -- how long it was kept
+    at_ms BIGINT NOT NULL,       -- the last piece
+    records BIGINT NOT NULL,
+    objects BIGINT NOT NULL,     -- of its records, gone from the object store
+    PRIMARY KEY (day, kind, days)
+) WITHOUT ROWID;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::{
     Route,
@@ -25,11 +25,19 @@ pub fn routes(hub: &Arc<Hub>) -> Route {
     mount(hub, Operation::Login, login)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Credentials {
+pub struct Credentials {
     name: String,
     password: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Token {
+    /// Goes into `Authorization: Bearer …`.
+    token: String,
+    #[schema(format = DateTime)]
+    expires: Option<String>,
 }
 
 async fn login(hub: Arc<Hub>, call: Call) -> Result<Said, ApiError> {
@@ -50,5 +58,5 @@ async fn login(hub: Arc<Hub>, call: Call) -> Result<Said, ApiError> {
     let now_ms = hub.now_ms();
     let caller = Caller { admin_id: admin.id, name: admin.name };
     let token = hub.tokens.issue(&caller, now_ms).map_err(|error| ApiError::Inside(error.to_string()))?;
-    Ok(Said::plain(json!({ "token": token, "expires": rfc3339(now_ms + token::LIFE_S * 1_000) })))
+    Said::plain(&Token { token, expires: rfc3339(now_ms + token::LIFE_S * 1_000) })
 }

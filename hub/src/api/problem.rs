@@ -1,13 +1,14 @@
 //! Async: the one place that makes an error's two messages: one for whoever asked (RFC 9457), one for the log.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use warp::{
     Reply,
     http::{HeaderValue, StatusCode, header},
     reply::Response,
 };
 
-use crate::store::StoreError;
+use crate::{objects::ObjectError, store::StoreError};
 
 /// Why a request isn't answered.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub enum ApiError {
     Wait(i64),
     /// A field, and what is wrong with it.
     Field(&'static str, String),
+    /// It may be seen only by who says why.
+    Reason,
     /// The body isn't what it should be.
     Body(String),
     TooLarge,
@@ -40,11 +43,12 @@ pub enum ApiError {
     Inside(String),
 }
 
-#[derive(Serialize)]
-struct Problem<'a> {
+/// RFC 9457.
+#[derive(Serialize, ToSchema)]
+pub struct Problem {
     #[serde(rename = "type")]
     kind: String,
-    title: &'a str,
+    title: &'static str,
     status: u16,
     #[serde(skip_serializing_if = "String::is_empty")]
     detail: String,
@@ -78,6 +82,11 @@ impl ApiError {
             ApiError::WrongPassword => plain(StatusCode::UNAUTHORIZED, "wrong-password", "Name or password is wrong"),
             ApiError::Wait(_) => plain(StatusCode::TOO_MANY_REQUESTS, "wait", "Too many tries; wait a little"),
             ApiError::Field(field, what) => (StatusCode::UNPROCESSABLE_ENTITY, "field", "A field can't be so", format!("{field}: {what}")),
+            ApiError::Reason => {
+                let detail =
+                    "give `reason` in the query or the header muster-reason: 1 to 200 characters in one line; it is written down".into();
+                (StatusCode::BAD_REQUEST, "reason", "Say why you look", detail)
+            }
             ApiError::Body(what) => (StatusCode::BAD_REQUEST, "body", "The request doesn't read", what.clone()),
             ApiError::TooLarge => plain(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The request is too large"),
             ApiError::OtherHost => plain(StatusCode::MISDIRECTED_REQUEST, "other-host", "This is another host"),
@@ -107,6 +116,16 @@ impl ApiError {
             ApiError::Inside(why) => tracing::error!(%why, "a request failed inside"),
             ApiError::Slow => tracing::warn!("a request took too long"),
             other => tracing::debug!(?other, "a request was refused"),
+        }
+    }
+}
+
+impl From<ObjectError> for ApiError {
+    fn from(error: ObjectError) -> ApiError {
+        match error {
+            // Its row went while it was being read.
+            ObjectError::Missing => ApiError::NotFound,
+            ObjectError::NotNow(_) => ApiError::Later(error.to_string()),
         }
     }
 }

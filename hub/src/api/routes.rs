@@ -4,15 +4,27 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::{Buf, Bytes};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
-use warp::{Filter, Rejection, Reply, filters::path::FullPath, reject, reply::Response};
+use muster_mesh::record::PictureFormat;
+use serde::{Serialize, de::DeserializeOwned};
+use warp::{
+    Filter, Rejection, Reply,
+    filters::path::FullPath,
+    http::{HeaderMap, HeaderValue, header},
+    reject,
+    reply::Response,
+};
 
 use super::{Route, body, problem::ApiError};
-use crate::{hub::Hub, serve::Peer, store::Look, token::Caller};
+use crate::{hub::Hub, images, serve::Peer, store::Look, token::Caller};
 
 /// A request's body, but for relays' POSTs.
 const BODY_BYTES_MAX: usize = 64 * 1_024;
+/// A reason is a sentence.
+const REASON_CHARS_MAX: usize = 200;
+/// Where a reason may stand instead of in the query.
+pub const REASON_HEADER: &str = "muster-reason";
+/// A picture is shown and does nothing, whatever it holds.
+const PICTURE_POLICY: &str = "sandbox; default-src 'none'";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
@@ -27,6 +39,17 @@ pub enum Access {
     Admin,
 }
 
+/// What is written down of a request before it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looks {
+    /// Nobody's data.
+    Never,
+    /// Who looked at whom: a row in `looks`, on the disk before the answer.
+    Written,
+    /// That, and why: without a reason there is no answer.
+    WithReason,
+}
+
 /// The operation ids, one per route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -34,7 +57,12 @@ pub enum Operation {
     ListDevices,
     ShowDevice,
     ShowDay,
+    ShowFocus,
+    ListPictures,
+    ShowPicture,
+    ListCapabilities,
     ShowMissing,
+    ListDeleted,
     ListLooks,
     ShowPolicy,
     ShowSummary,
@@ -48,21 +76,27 @@ pub struct Entry {
     pub path: &'static str,
     pub access: Access,
     pub operation: Operation,
-    /// Whether its answers are personal data: each is a row in `looks`, on the disk before the answer.
-    pub looks: bool,
+    pub looks: Looks,
+    /// The names that its query may have.
+    pub query: &'static [&'static str],
 }
 
 #[rustfmt::skip]
 pub const ROUTES: &[Entry] = &[
-    Entry { method: Method::Post, path: "/api/v1/login",                         access: Access::Anyone, operation: Operation::Login,       looks: false },
-    Entry { method: Method::Get,  path: "/api/v1/devices",                       access: Access::Admin,  operation: Operation::ListDevices, looks: true  },
-    Entry { method: Method::Get,  path: "/api/v1/devices/{device}",              access: Access::Admin,  operation: Operation::ShowDevice,  looks: true  },
-    Entry { method: Method::Get,  path: "/api/v1/devices/{device}/days/{day}",   access: Access::Admin,  operation: Operation::ShowDay,     looks: true  },
-    Entry { method: Method::Get,  path: "/api/v1/devices/{device}/missing",      access: Access::Admin,  operation: Operation::ShowMissing, looks: true  },
-    Entry { method: Method::Get,  path: "/api/v1/looks",                         access: Access::Admin,  operation: Operation::ListLooks,   looks: false },
-    Entry { method: Method::Get,  path: "/api/v1/policy",                        access: Access::Admin,  operation: Operation::ShowPolicy,  looks: false },
-    Entry { method: Method::Get,  path: "/api/v1/summary",                       access: Access::Admin,  operation: Operation::ShowSummary, looks: false },
-    Entry { method: Method::Post, path: "/api/v1/check/spools",                  access: Access::Admin,  operation: Operation::CheckSpools, looks: true  },
+    Entry { method: Method::Post, path: "/api/v1/login",                                    access: Access::Anyone, operation: Operation::Login,            looks: Looks::Never,      query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/devices",                                  access: Access::Admin,  operation: Operation::ListDevices,      looks: Looks::Written,    query: &["after", "limit"] },
+    Entry { method: Method::Get,  path: "/api/v1/devices/{device}",                         access: Access::Admin,  operation: Operation::ShowDevice,       looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/devices/{device}/days/{day}",              access: Access::Admin,  operation: Operation::ShowDay,          looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/devices/{device}/days/{day}/focus",        access: Access::Admin,  operation: Operation::ShowFocus,        looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/devices/{device}/days/{day}/pictures",     access: Access::Admin,  operation: Operation::ListPictures,     looks: Looks::WithReason, query: &["reason"] },
+    Entry { method: Method::Get,  path: "/api/v1/devices/{device}/pictures/{picture}",      access: Access::Admin,  operation: Operation::ShowPicture,      looks: Looks::WithReason, query: &["reason"] },
+    Entry { method: Method::Get,  path: "/api/v1/devices/{device}/capabilities",            access: Access::Admin,  operation: Operation::ListCapabilities, looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/devices/{device}/missing",                 access: Access::Admin,  operation: Operation::ShowMissing,      looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/looks",                                    access: Access::Admin,  operation: Operation::ListLooks,        looks: Looks::Never,      query: &["device", "limit"] },
+    Entry { method: Method::Get,  path: "/api/v1/policy",                                   access: Access::Admin,  operation: Operation::ShowPolicy,       looks: Looks::Never,      query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/summary",                                  access: Access::Admin,  operation: Operation::ShowSummary,      looks: Looks::Never,      query: &["since"] },
+    Entry { method: Method::Get,  path: "/api/v1/deleted",                                  access: Access::Admin,  operation: Operation::ListDeleted,      looks: Looks::Never,      query: &["limit"] },
+    Entry { method: Method::Post, path: "/api/v1/check/spools",                             access: Access::Admin,  operation: Operation::CheckSpools,      looks: Looks::Written,    query: &[] },
 ];
 
 impl Operation {
@@ -73,7 +107,12 @@ impl Operation {
             Operation::ListDevices => "listDevices",
             Operation::ShowDevice => "showDevice",
             Operation::ShowDay => "showDay",
+            Operation::ShowFocus => "showFocus",
+            Operation::ListPictures => "listPictures",
+            Operation::ShowPicture => "showPicture",
+            Operation::ListCapabilities => "listCapabilities",
             Operation::ShowMissing => "showMissing",
+            Operation::ListDeleted => "listDeleted",
             Operation::ListLooks => "listLooks",
             Operation::ShowPolicy => "showPolicy",
             Operation::ShowSummary => "showSummary",
@@ -93,8 +132,13 @@ pub struct Call {
 
 /// An answer.
 pub struct Said {
-    json: Value,
+    shown: Shown,
     about: Option<About>,
+}
+
+enum Shown {
+    Json(Bytes),
+    Picture { name: String, format: PictureFormat, bytes: Bytes },
 }
 
 /// Whose data an answer shows.
@@ -106,13 +150,45 @@ pub struct About {
 
 impl Said {
     /// An answer that shows nobody's data.
-    pub fn plain(json: Value) -> Said {
-        Said { json, about: None }
+    pub fn plain(answer: &impl Serialize) -> Result<Said, ApiError> {
+        Ok(Said { shown: json(answer)?, about: None })
     }
 
-    pub fn about(about: About, json: Value) -> Said {
-        Said { json, about: Some(about) }
+    pub fn about(about: About, answer: &impl Serialize) -> Result<Said, ApiError> {
+        Ok(Said { shown: json(answer)?, about: Some(about) })
     }
+
+    /// `name` is what a browser calls it when it is saved, without what says the type.
+    pub fn picture(about: About, name: String, format: PictureFormat, bytes: Bytes) -> Said {
+        Said { shown: Shown::Picture { name, format, bytes }, about: Some(about) }
+    }
+
+    fn response(self) -> Result<Response, ApiError> {
+        Ok(match self.shown {
+            Shown::Json(json) => with_headers(json, "application/json", "no-store"),
+            Shown::Picture { name, format, bytes } => {
+                let content_type = images::content_type(format);
+                let ending = content_type.rsplit('/').next().unwrap_or_default();
+                let disposition = HeaderValue::try_from(format!("inline; filename=\"{name}.{ending}\""));
+                let disposition = disposition.map_err(|error| ApiError::Inside(error.to_string()))?;
+                let mut response = with_headers(bytes, content_type, "private, no-store");
+                response.headers_mut().insert(header::CONTENT_DISPOSITION, disposition);
+                response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PICTURE_POLICY));
+                response
+            }
+        })
+    }
+}
+
+fn with_headers(body: Bytes, content_type: &'static str, cache_control: &'static str) -> Response {
+    let mut response = warp::http::Response::new(body).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(cache_control));
+    response
+}
+
+fn json(answer: &impl Serialize) -> Result<Shown, ApiError> {
+    serde_json::to_vec(answer).map(|json| Shown::Json(json.into())).map_err(|error| ApiError::Inside(error.to_string()))
 }
 
 impl Call {
@@ -125,16 +201,9 @@ impl Call {
         serde_json::from_slice(&self.body).map_err(|error| ApiError::Body(error.to_string()))
     }
 
-    /// A value of the query. Names that the route doesn't know are refused by [`Call::only`].
+    /// A value of the query. Names that the route's row doesn't have are refused before.
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query.get(name).map(String::as_str)
-    }
-
-    pub fn only(&self, names: &[&'static str]) -> Result<(), ApiError> {
-        match self.query.keys().find(|name| !names.contains(&name.as_str())) {
-            Some(_) => Err(ApiError::Field("query", format!("only these are known: {}", names.join(", ")))),
-            None => Ok(()),
-        }
     }
 }
 
@@ -155,14 +224,14 @@ where
     };
     path(entry.path)
         .and(method)
-        .and(warp::header::optional("authorization"))
+        .and(warp::header::headers_cloned())
         .and(warp::ext::optional())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::body::stream())
-        .then(move |segments, authorization, peer, query, stream| {
+        .then(move |segments, headers, peer, query, stream| {
             let (hub, answer) = (hub.clone(), answer.clone());
             async move {
-                let asked = Asked { entry, segments, authorization, peer, query };
+                let asked = Asked { entry, segments, headers, peer, query };
                 asked.answer(hub, stream, answer).await.unwrap_or_else(|error| error.response())
             }
         })
@@ -172,7 +241,7 @@ where
 struct Asked {
     entry: &'static Entry,
     segments: Vec<String>,
-    authorization: Option<String>,
+    headers: HeaderMap,
     peer: Option<Peer>,
     query: String,
 }
@@ -188,16 +257,24 @@ impl Asked {
         F: Fn(Arc<Hub>, Call) -> A,
         A: Future<Output = Result<Said, ApiError>>,
     {
-        let peer = self.peer.ok_or_else(|| ApiError::Inside("a request without a peer".into()))?;
+        let peer = self.peer.clone().ok_or_else(|| ApiError::Inside("a request without a peer".into()))?;
+        // Read also where it will be refused: a connection with an unread body closes under whoever asks next.
+        let body = body::collect(stream, BODY_BYTES_MAX).await?;
         let caller = match self.entry.access {
             Access::Anyone => None,
-            Access::Admin => Some(caller(&hub, self.authorization.as_deref()).await?),
+            Access::Admin => Some(caller(&hub, self.header("authorization")).await?),
         };
         let query = parse_query(&self.query)?;
-        let body = body::collect(stream, BODY_BYTES_MAX).await?;
-        let said = answer(hub.clone(), Call { segments: self.segments, query, body, peer }).await?;
-        if self.entry.looks {
-            let (Some(caller), Some(about)) = (caller, said.about) else {
+        if query.keys().any(|name| !self.entry.query.contains(&name.as_str())) {
+            return Err(ApiError::Field("query", format!("only these are known: {}", self.entry.query.join(", "))));
+        }
+        let reason = match self.entry.looks {
+            Looks::Never | Looks::Written => None,
+            Looks::WithReason => Some(reason(query.get("reason").map(String::as_str).or(self.header(REASON_HEADER)))?),
+        };
+        let said = answer(hub.clone(), Call { segments: self.segments.clone(), query, body, peer }).await?;
+        if self.entry.looks != Looks::Never {
+            let (Some(caller), Some(about)) = (caller, &said.about) else {
                 return Err(ApiError::Inside(format!("{} doesn't say whose data it shows", self.entry.operation.id())));
             };
             // Only what is on record is shown.
@@ -207,13 +284,29 @@ impl Asked {
                     admin_id: caller.admin_id,
                     who: caller.name,
                     device_id: about.device_id,
-                    whom: about.whom,
+                    whom: about.whom.clone(),
                     what: self.entry.operation.id().into(),
+                    reason,
                 })
                 .await?;
         }
-        let reply = warp::reply::json(&said.json);
-        Ok(warp::reply::with_header(reply, "cache-control", "no-store").into_response())
+        said.response()
+    }
+
+    /// A header that is text.
+    fn header(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(self.headers.get(name)?.as_bytes()).ok()
+    }
+}
+
+/// Why somebody looks, in their words.
+fn reason(given: Option<&str>) -> Result<String, ApiError> {
+    let reason = given.unwrap_or_default().trim();
+    let length = reason.chars().count();
+    if (1..=REASON_CHARS_MAX).contains(&length) && !reason.contains(char::is_control) {
+        Ok(reason.to_owned())
+    } else {
+        Err(ApiError::Reason)
     }
 }
 
@@ -303,11 +396,21 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_is_one_line_of_1_to_200_characters() {
+        assert_eq!(reason(Some("  Kari asked for it ")).unwrap(), "Kari asked for it");
+        assert_eq!(reason(Some(&"å".repeat(200))).unwrap().chars().count(), 200);
+        for bad in [None, Some(""), Some("   "), Some("two\nlines"), Some(&*"å".repeat(201))] {
+            assert!(matches!(reason(bad), Err(ApiError::Reason)), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn every_operation_stands_once_in_the_table() {
         for (i, entry) in ROUTES.iter().enumerate() {
             let same = |other: &Entry| other.operation == entry.operation || (other.method == entry.method && other.path == entry.path);
             assert!(!ROUTES[..i].iter().any(same), "{}", entry.path);
-            assert!(!entry.looks || entry.access != Access::Anyone, "{}", entry.path);
+            assert!(entry.looks == Looks::Never || entry.access != Access::Anyone, "{}", entry.path);
+            assert_eq!(entry.looks == Looks::WithReason, entry.query.contains(&"reason"), "{}", entry.path);
         }
     }
 }

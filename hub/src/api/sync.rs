@@ -5,10 +5,14 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use futures_util::Stream;
 use muster_mesh::{
+    ids::Lane,
     limits,
     message::{Answer, SYNC_CONTENT_TYPE, SYNC_PROTOCOL},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use warp::{
     Filter, Reply,
     http::{HeaderValue, StatusCode, header},
@@ -16,15 +20,21 @@ use warp::{
 };
 
 use super::{Route, body, problem::ApiError};
-use crate::{hub::Hub, ingest::IngestError, serve::Peer};
+use crate::{
+    hub::Hub,
+    ingest::{self, IngestError},
+    serve::Peer,
+};
 
 /// POSTs whose bodies are in memory at once: 8 MiB each, and about as much again when opened.
 const POSTS_MAX: usize = 16;
+/// POSTs of pictures among and beside them: where the object store is slow they pile up here, and telemetry passes by.
+const PICTURES_POSTS_MAX: usize = 8;
 const WAIT: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// All protocol numbers: those that aren't ours are answered with the one that is.
 pub fn routes(hub: &Arc<Hub>) -> Route {
-    let (hub, slots) = (hub.clone(), Arc::new(Semaphore::new(POSTS_MAX)));
+    let (hub, slots) = (hub.clone(), Slots::default());
     warp::path!("sync" / String)
         .and(warp::post())
         .and(warp::ext::optional())
@@ -40,6 +50,37 @@ pub fn routes(hub: &Arc<Hub>) -> Route {
         .boxed()
 }
 
+/// Places for POSTs.
+#[derive(Clone)]
+struct Slots {
+    all: Arc<Semaphore>,
+    pictures: Arc<Semaphore>,
+}
+
+impl Default for Slots {
+    fn default() -> Slots {
+        Slots { all: Arc::new(Semaphore::new(POSTS_MAX)), pictures: Arc::new(Semaphore::new(PICTURES_POSTS_MAX)) }
+    }
+}
+
+impl Slots {
+    async fn any(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let slot = timeout(WAIT, self.all.clone().acquire_owned()).await;
+        slot.ok().and_then(Result::ok).ok_or_else(|| ApiError::Later("all slots for POSTs are taken".into()))
+    }
+
+    /// A POST of pictures leaves its slot to others as soon as it is known for what it is: it may wait for the object store for long.
+    fn of_lane(&self, lane: Lane, slot: OwnedSemaphorePermit) -> Result<OwnedSemaphorePermit, ApiError> {
+        match lane {
+            Lane::Telemetry => Ok(slot),
+            Lane::Pictures => {
+                let slot = self.pictures.clone().try_acquire_owned();
+                slot.map_err(|_| ApiError::Later("all slots for POSTs of pictures are taken".into()))
+            }
+        }
+    }
+}
+
 struct Post {
     protocol: String,
     peer: Option<Peer>,
@@ -50,7 +91,7 @@ impl Post {
     async fn answer(
         self,
         hub: Arc<Hub>,
-        slots: Arc<Semaphore>,
+        slots: Slots,
         stream: impl Stream<Item = Result<impl Buf, warp::Error>>,
     ) -> Result<Response, ApiError> {
         let relay = self.peer.and_then(|peer| peer.name).ok_or(ApiError::NotARelay)?.to_string();
@@ -60,11 +101,13 @@ impl Post {
         if self.content_type.as_deref() != Some(SYNC_CONTENT_TYPE) {
             return Err(ApiError::Body(format!("its content type isn't {SYNC_CONTENT_TYPE}")));
         }
-        let slot = timeout(WAIT, slots.acquire_owned()).await.map_err(|_| ApiError::Later("all slots for POSTs are taken".into()))?;
+        let slot = slots.any().await?;
         let body = body::collect(stream, limits::POST_BYTES_MAX).await?;
+        let post = ingest::Post::read(body).await?;
+        let slot = slots.of_lane(post.lane(), slot)?;
         // A task of its own: a relay that hangs up doesn't stop a commit half-way.
         let taking = tokio::spawn(async move {
-            let answer = hub.ingest.post(&relay, body).await;
+            let answer = hub.ingest.take(&relay, post).await;
             drop(slot);
             answer
         });
@@ -86,6 +129,7 @@ impl From<IngestError> for ApiError {
             IngestError::Malformed(error) => ApiError::Body(error.to_string()),
             // Also what the database refuses: the relay keeps it, and the next build may take it.
             IngestError::Store(error) => ApiError::Later(error.to_string()),
+            IngestError::Objects(error) => ApiError::Later(error.to_string()),
             IngestError::Stopped => ApiError::Later(error.to_string()),
         }
     }

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | new, opens, of kinds with rows | stored | rows |
 //! | new, from another version, or it doesn't decode | held | the envelope |
+//! | new, with a picture that isn't what its record says | held | the envelope |
 //! | new, breaks a bound, or says test mode at a hub without it | refused | a line |
 //! | new, all of it older than its retention | expired | a line |
 //! | known, with the same content | repeat | – |
@@ -24,7 +25,11 @@ use muster_mesh::{
 };
 
 use crate::{
-    ingest::placing::{self, DAY_MS, Placed},
+    images::Unfit,
+    ingest::{
+        attempts::Attempt,
+        placing::{self, DAY_MS, Placed},
+    },
     rows::Table,
 };
 
@@ -49,6 +54,17 @@ pub struct Whole {
     pub envelope: Envelope,
     pub digest: [u8; 8],
     pub opened: Result<Batch, OpenError>,
+    pub picture: Picture,
+}
+
+/// How far the picture of an envelope has come before its POST's transaction begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Picture {
+    /// There is none, or nobody asked for it: its number was known already.
+    None,
+    Unfit(Unfit),
+    /// Its object is in the store.
+    Put(Attempt),
 }
 
 /// What the database knows of the spools and boots that a POST touches.
@@ -69,20 +85,40 @@ pub struct Rules {
     pub retention: Retention,
 }
 
-/// How long each kind is kept. One number for all of them, until the policy has more.
+/// How long each kind is kept, in days: what tells most of a person no longer than the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     pub days: u16,
+    pub titles_days: u16,
+    pub pictures_days: u16,
+    pub network_days: u16,
 }
 
 impl Retention {
-    pub fn days_of(&self, _table: Table) -> i64 {
-        i64::from(self.days)
+    /// Everything alike.
+    pub fn alike(days: u16) -> Retention {
+        Retention { days, titles_days: days, pictures_days: days, network_days: days }
+    }
+
+    pub fn days_of(&self, table: Table) -> i64 {
+        i64::from(match table {
+            Table::Screenshot => self.pictures_days,
+            Table::Network => self.network_days,
+            Table::Heartbeat | Table::Activity | Table::Focus | Table::Session | Table::Capability | Table::Gap => self.days,
+        })
+    }
+
+    pub fn titles_days(&self) -> i64 {
+        i64::from(self.titles_days)
     }
 
     /// The longest of all kinds.
+    pub fn ceiling_days(&self) -> i64 {
+        Table::ALL.iter().map(|table| self.days_of(*table)).max().unwrap_or(0)
+    }
+
     pub fn ceiling_ms(&self) -> i64 {
-        Table::ALL.iter().map(|table| self.days_of(*table)).max().unwrap_or(0) * DAY_MS
+        self.ceiling_days() * DAY_MS
     }
 }
 
@@ -97,10 +133,10 @@ pub struct Outcome {
 /// What is written for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Keep {
-    /// Rows of these records (places in the batch), at this time; the others are older than their kind is kept.
+    /// Rows of these records, at this time; the others are older than their kind is kept.
     Rows {
         placed: Placed,
-        records: Vec<usize>,
+        records: Vec<Kept>,
     },
     /// The envelope, unread.
     Envelope {
@@ -111,6 +147,15 @@ pub enum Keep {
     Nothing,
     /// Nothing, and the relay is told.
     Back(ReturnReason),
+}
+
+/// A record that becomes a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Its place in the batch.
+    pub idx: usize,
+    /// False: its title, if it has one, is older than titles are kept.
+    pub titled: bool,
 }
 
 impl Outcome {
@@ -162,6 +207,12 @@ pub fn boots(arrivals: &[Arrival]) -> Vec<(DeviceId, BootId)> {
 /// The numbers that a POST brings.
 pub fn numbers(arrivals: &[Arrival]) -> Vec<(SpoolKey, u64)> {
     arrivals.iter().filter_map(Arrival::whole).map(|whole| (whole.key(), whole.envelope.header().seq)).collect()
+}
+
+/// Whether there is a picture in it.
+pub fn has_picture(whole: &Whole) -> bool {
+    let Ok(batch) = &whole.opened else { return false };
+    batch.records.iter().any(|record| matches!(record.kind, Kind::Screenshot(_)))
 }
 
 /// Decides about a POST's envelopes in their order.
@@ -236,16 +287,27 @@ fn judge_batch(batch: &Batch, whole: &Whole, trusted: bool, known: &Known, rules
     if batch.test_mode && !rules.test_mode {
         return Outcome::new(Verdict::Refused, Reason::TestMode, Keep::Line);
     }
+    let unread = |reason| Outcome::new(Verdict::Held, reason, Keep::Envelope { alarm: false });
     let Some(tables) = batch.records.iter().map(Table::of).collect::<Option<Vec<_>>>() else {
-        return Outcome::new(Verdict::Held, Reason::UnknownKind, Keep::Envelope { alarm: false });
+        return unread(Reason::UnknownKind);
     };
+    // Telemetry never waits for the object store.
+    if batch.lane == Lane::Telemetry && tables.contains(&Table::Screenshot) {
+        return unread(Reason::UnknownKind);
+    }
+    if let Picture::Unfit(_) = whole.picture {
+        return unread(Reason::Picture);
+    }
     let zero_ms = known.boots.get(&(batch.device, batch.head.boot)).copied();
     let placed = placing::place(&batch.head, whole.facts.receipt_ms, zero_ms, trusted, rules.retention.ceiling_ms());
-    let is_kept = |(record, table): (&Record, &Table)| {
-        let begins = rules.now_ms.saturating_sub(rules.retention.days_of(*table).saturating_mul(DAY_MS));
-        !placed.may_expire() || placed.time(record.at) >= begins
+    let is_within = |record: &Record, days: i64| {
+        !placed.may_expire() || placed.time(record.at) >= rules.now_ms.saturating_sub(days.saturating_mul(DAY_MS))
     };
-    let records: Vec<_> = (0..tables.len()).filter(|&i| is_kept((&batch.records[i], &tables[i]))).collect();
+    let kept = |(idx, (record, table)): (usize, (&Record, &Table))| {
+        let titled = is_within(record, rules.retention.titles_days());
+        is_within(record, rules.retention.days_of(*table)).then_some(Kept { idx, titled })
+    };
+    let records: Vec<Kept> = batch.records.iter().zip(&tables).enumerate().filter_map(kept).collect();
     if records.is_empty() {
         return Outcome::new(Verdict::Expired, Reason::None, Keep::Line);
     }

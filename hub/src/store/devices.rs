@@ -54,7 +54,8 @@ impl Store {
         let mut keys: Vec<_> = listed.keys().map(|device| vec![blob(&device.0)]).collect();
         keys.sort_unstable();
         writing.numbers(LookUp::Devices, keys).await?;
-        let select = format!("SELECT {COLUMNS} FROM devices");
+        // Locked in one order: another hub reads the same list.
+        let select = format!("SELECT {COLUMNS} FROM devices ORDER BY id {}", self.engine.locking());
         let rows = sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(&mut *writing.transaction).await?;
         let mut changed = false;
         for row in &rows {

@@ -1,11 +1,12 @@
 //! Async: the numbers of what stands once: names, contexts, devices, spools.
 //!
 //! Such a row is never deleted and its number never changes, so the number may be remembered once it is committed. What a transaction finds
-//! or adds is remembered with its commit and forgotten with its rollback.
+//! or adds is remembered with its commit and forgotten with its rollback. Two hubs that add the same row agree on its number: the second
+//! waits for the first, adds nothing, and reads what is there.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{StoreError, Writing, bulk};
+use super::{StoreError, Writing};
 use crate::rows::{Shape, Value};
 
 /// Remembered numbers per table; when there are more, they are asked for again.
@@ -104,19 +105,20 @@ impl Writing<'_> {
     }
 
     fn number(&self, look_up: LookUp, key: &[Value]) -> Option<i64> {
-        self.learned.get(look_up, key).or_else(|| self.look_ups.get(look_up, key))
+        self.learned.get(look_up, key).or_else(|| self.store.look_ups().get(look_up, key))
     }
 
+    /// `unknown` is in the order of its keys, so that no two hubs wait for each other.
     async fn learn(&mut self, look_up: LookUp, unknown: Vec<Vec<Value>>) -> Result<(), StoreError> {
         let key_columns: Vec<_> = look_up.key().iter().map(|(column, _)| *column).collect();
         let all_columns = [&key_columns[..], look_up.more()].concat();
         let keys: Vec<_> = unknown.iter().map(|row| row[..key_columns.len()].to_vec()).collect();
-        let insert = format!("INSERT INTO {} ({}) VALUES", look_up.table(), all_columns.join(", "));
-        bulk::execute(&mut self.transaction, &insert, all_columns.len(), unknown, "ON CONFLICT DO NOTHING").await?;
+        let insert = format!("INSERT INTO {} ({})", look_up.table(), all_columns.join(", "));
+        self.put(&insert, &unknown, "ON CONFLICT DO NOTHING").await?;
         let columns = key_columns.join(", ");
-        let select = format!("SELECT id, {columns} FROM {} WHERE ({columns}) IN (VALUES", look_up.table());
+        let select = format!("SELECT id, {columns} FROM {} WHERE ({columns}) IN (", look_up.table());
         let shapes: Vec<_> = [Shape::Int].into_iter().chain(look_up.key().iter().map(|(_, shape)| *shape)).collect();
-        for mut row in bulk::select(&mut self.transaction, &select, &keys, ")", &shapes).await? {
+        for mut row in self.find(&select, &keys, ")", &shapes).await? {
             let key = row.split_off(1);
             match row.first() {
                 Some(Value::Int(Some(number))) => self.learned.insert(look_up, key, *number),

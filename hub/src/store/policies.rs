@@ -1,7 +1,7 @@
 //! Async: the hub's epoch, and every version of the policy that it gave out.
 
 use muster_mesh::{ids::Version, policy::Policy};
-use sqlx::Row;
+use sqlx::{AnyConnection, Row};
 
 use super::{Store, StoreError};
 
@@ -24,24 +24,20 @@ impl Store {
 
     /// The policy that was given out last.
     pub async fn newest_policy(&self) -> Result<Option<StoredPolicy>, StoreError> {
-        let select = "SELECT epoch, n, body FROM policies ORDER BY epoch DESC, n DESC LIMIT 1";
-        let Some(row) = sqlx::query(select).fetch_optional(&self.readers).await? else { return Ok(None) };
-        let number = |i: usize| -> Result<u32, StoreError> {
-            row.try_get::<i64, _>(i)?.try_into().map_err(|_| StoreError::Other("a policy's version isn't a number below 2^32".into()))
-        };
-        let body: Vec<u8> = row.try_get(2)?;
-        let policy = Policy::from_bytes(&body).map_err(|error| StoreError::Other(format!("the stored policy doesn't read: {error}")))?;
-        Ok(Some(StoredPolicy { version: Version { epoch: number(0)?, n: number(1)? }, policy }))
+        read_newest(&mut *self.readers.acquire().await?).await
     }
 
-    /// Keeps a new version, and the epoch, before anyone is told of them.
-    pub async fn add_policy(&self, epoch: u32, new: &StoredPolicy, now_ms: i64) -> Result<(), StoreError> {
+    /// Keeps a new version, and the epoch, before anyone is told of them. Some: another hub keeps one that isn't lower, with this epoch, and
+    /// nothing was changed.
+    pub async fn add_policy(&self, epoch: u32, new: &StoredPolicy, now_ms: i64) -> Result<Option<(u32, StoredPolicy)>, StoreError> {
         let mut writing = self.write().await?;
-        sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value")
-            .bind(EPOCH)
-            .bind(i64::from(epoch))
-            .execute(&mut *writing.transaction)
-            .await?;
+        // Two hubs take turns from here on.
+        let raise = "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE \
+                     SET value = CASE WHEN excluded.value > settings.value THEN excluded.value ELSE settings.value END";
+        sqlx::query(raise).bind(EPOCH).bind(i64::from(epoch)).execute(&mut *writing.transaction).await?;
+        if let Some(newest) = read_newest(&mut writing.transaction).await?.filter(|newest| newest.version >= new.version) {
+            return Ok(Some((self.epoch().await?, newest)));
+        }
         sqlx::query("INSERT INTO policies (epoch, n, at_ms, body) VALUES ($1, $2, $3, $4)")
             .bind(i64::from(new.version.epoch))
             .bind(i64::from(new.version.n))
@@ -49,6 +45,18 @@ impl Store {
             .bind(new.policy.to_bytes())
             .execute(&mut *writing.transaction)
             .await?;
-        writing.commit().await
+        writing.commit().await?;
+        Ok(None)
     }
+}
+
+async fn read_newest(connection: &mut AnyConnection) -> Result<Option<StoredPolicy>, StoreError> {
+    let select = "SELECT epoch, n, body FROM policies ORDER BY epoch DESC, n DESC LIMIT 1";
+    let Some(row) = sqlx::query(select).fetch_optional(connection).await? else { return Ok(None) };
+    let number = |i: usize| -> Result<u32, StoreError> {
+        row.try_get::<i64, _>(i)?.try_into().map_err(|_| StoreError::Other("a policy's version isn't a number below 2^32".into()))
+    };
+    let body: Vec<u8> = row.try_get(2)?;
+    let policy = Policy::from_bytes(&body).map_err(|error| StoreError::Other(format!("the stored policy doesn't read: {error}")))?;
+    Ok(Some(StoredPolicy { version: Version { epoch: number(0)?, n: number(1)? }, policy }))
 }

@@ -6,8 +6,8 @@ use muster_mesh::{
     batch::{Batch, FLAG_TEST_MODE, VERSION},
     ids::{BootId, DeviceId, InstanceId, Lane, SpoolId, Version},
     link::hub_ranges::SpoolRow,
-    message::{Ask, Reason, Verdict},
-    record::Kind,
+    message::{Ask, QueueState, Reason, Verdict},
+    record::{Focus, Kind, Record},
 };
 use sqlx::Row;
 
@@ -15,19 +15,31 @@ use super::{Store, StoreError, Writing, bulk, look_ups::LookUp};
 use crate::{
     ingest::{
         placing::Placed,
-        plan::{Known, SpoolKey},
+        plan::{Kept, Known, SpoolKey},
     },
     rows::{self, Ids, Shape, Table, Value, blob, int, text},
 };
+
+/// `title_key` of a row whose title's time was up before its own.
+pub const TITLE_EXPIRED: i64 = 0;
 
 /// A batch whose records become rows.
 pub struct NewBatch<'a> {
     pub batch: &'a Batch,
     pub placed: Placed,
-    /// Places of the records that are kept.
-    pub records: &'a [usize],
+    pub records: &'a [Kept],
     /// The relay's clock at its receipt.
     pub receipt_ms: i64,
+    /// Where the batch's picture lies, if it has one: put there before this transaction began.
+    pub object: Option<&'a NewObject>,
+}
+
+/// A picture in the object store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewObject {
+    pub key: String,
+    /// What the API calls it: random, so that it tells nothing.
+    pub id: [u8; 16],
 }
 
 /// An envelope that is kept unread.
@@ -73,17 +85,23 @@ impl Writing<'_> {
         numbers.first().copied().ok_or_else(|| StoreError::Other("a relay without a number".into()))
     }
 
-    /// The last committed POST number of each of a relay's queues; 0 for one that isn't known.
-    pub async fn post_numbers(&mut self, relay_id: i64, instances: &[InstanceId]) -> Result<HashMap<InstanceId, u64>, StoreError> {
+    /// The last committed POST number of each of a relay's queues; 0 for one that isn't known. Until the commit no other hub changes them.
+    pub async fn post_numbers(&mut self, relay_id: i64, queues: &[QueueState]) -> Result<HashMap<InstanceId, u64>, StoreError> {
+        let mut rows: Vec<_> =
+            queues.iter().map(|queue| vec![blob(&queue.instance.0), int(relay_id), int(i64::from(queue.lane.as_u8())), int(0)]).collect();
+        rows.sort_unstable();
+        // A row that isn't there can't be locked.
+        let insert = "INSERT INTO instances (instance, relay_id, lane, number)";
+        self.put(insert, &rows, "ON CONFLICT DO NOTHING").await?;
+        let keys: Vec<_> = rows.iter().map(|row| row[..2].to_vec()).collect();
+        let select = "SELECT instance, number FROM instances WHERE (instance, relay_id) IN (";
+        let locking = format!(") ORDER BY instance {}", self.store.engine.locking());
         let mut numbers = HashMap::new();
-        for instance in instances {
-            let row = sqlx::query("SELECT number FROM instances WHERE instance = $1 AND relay_id = $2")
-                .bind(instance.0.to_vec())
-                .bind(relay_id)
-                .fetch_optional(&mut *self.transaction)
-                .await?;
-            let number: i64 = row.map_or(Ok(0), |row| row.try_get(0))?;
-            numbers.insert(*instance, number as u64);
+        for found in self.find(select, &keys, &locking, &[Shape::Blob, Shape::Int]).await? {
+            let [Value::Blob(Some(instance)), Value::Int(Some(number))] = &found[..] else { continue };
+            if let Ok(instance) = instance.as_slice().try_into() {
+                numbers.insert(InstanceId(instance), *number as u64);
+            }
         }
         Ok(numbers)
     }
@@ -117,10 +135,12 @@ impl Writing<'_> {
         let numbers = self.numbers(LookUp::Spools, keys.iter().map(row).collect()).await?;
         let key_of: HashMap<i64, SpoolKey> = numbers.iter().copied().zip(keys.keys().copied()).collect();
         let numbers: HashMap<SpoolKey, i64> = keys.keys().copied().zip(numbers).collect();
-        let wanted: Vec<_> = key_of.keys().map(|number| vec![int(*number)]).collect();
-        let select = "SELECT id, numbers FROM spools WHERE id IN (VALUES";
+        let mut wanted: Vec<_> = key_of.keys().map(|number| vec![int(*number)]).collect();
+        wanted.sort_unstable();
+        let select = "SELECT id, numbers FROM spools WHERE id IN (";
+        let locking = format!(") ORDER BY id {}", self.store.engine.locking());
         let (mut known, mut spools) = (Known::default(), HashMap::with_capacity(wanted.len()));
-        for mut found in bulk::select(&mut self.transaction, select, &wanted, ")", &[Shape::Int, Shape::Blob]).await? {
+        for mut found in self.find(select, &wanted, &locking, &[Shape::Int, Shape::Blob]).await? {
             let (Some(Value::Blob(Some(bytes))), Some(Value::Int(Some(number)))) = (found.pop(), found.pop()) else { continue };
             let Some(key) = key_of.get(&number) else { continue };
             let row = SpoolRow::from_bytes(&bytes).map_err(|error| StoreError::Other(error.to_string()))?;
@@ -146,8 +166,8 @@ impl Writing<'_> {
         let mut wanted: Vec<_> = again.map(|(key, seq)| vec![int(numbers[key]), int(*seq as i64)]).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let select = "SELECT spool_id, seq, digest FROM digests WHERE (spool_id, seq) IN (VALUES";
-        for found in bulk::select(&mut self.transaction, select, &wanted, ")", &[Shape::Int, Shape::Int, Shape::Blob]).await? {
+        let select = "SELECT spool_id, seq, digest FROM digests WHERE (spool_id, seq) IN (";
+        for found in self.find(select, &wanted, ")", &[Shape::Int, Shape::Int, Shape::Blob]).await? {
             let [Value::Int(Some(spool_id)), Value::Int(Some(seq)), Value::Blob(Some(digest))] = &found[..] else { continue };
             let row = key_of.get(spool_id).and_then(|key| known.spools.get_mut(key));
             if let (Some(row), Ok(digest)) = (row, digest.as_slice().try_into()) {
@@ -164,9 +184,9 @@ impl Writing<'_> {
     ) -> Result<HashMap<(DeviceId, BootId), i64>, StoreError> {
         let device_of: HashMap<i64, DeviceId> = devices.iter().map(|(device, number)| (*number, *device)).collect();
         let wanted: Vec<_> = boots.iter().map(|(device, boot)| vec![int(devices[device]), blob(&boot.0)]).collect();
-        let select = "SELECT device_id, boot, zero_ms FROM boots WHERE (device_id, boot) IN (VALUES";
+        let select = "SELECT device_id, boot, zero_ms FROM boots WHERE (device_id, boot) IN (";
         let mut measured = HashMap::new();
-        for found in bulk::select(&mut self.transaction, select, &wanted, ")", &[Shape::Int, Shape::Blob, Shape::Int]).await? {
+        for found in self.find(select, &wanted, ")", &[Shape::Int, Shape::Blob, Shape::Int]).await? {
             let [Value::Int(Some(device)), Value::Blob(Some(boot)), Value::Int(Some(zero_ms))] = &found[..] else { continue };
             if let Ok(boot) = boot.as_slice().try_into() {
                 measured.insert((device_of[device], BootId(boot)), *zero_ms);
@@ -193,18 +213,18 @@ impl Writing<'_> {
             changed.push(vec![int(number), Value::Blob(Some(bytes)), int(i64::from(settled))]);
         }
         let update = ") UPDATE spools SET numbers = v.numbers, settled = v.settled FROM v WHERE spools.id = v.id";
-        bulk::execute(&mut self.transaction, "WITH v (id, numbers, settled) AS (VALUES", 3, changed, update).await?;
+        self.put("WITH v (id, numbers, settled) AS (", &changed, update).await?;
         digests.sort_unstable();
-        let insert = "INSERT INTO digests (spool_id, seq, digest) VALUES";
-        bulk::execute(&mut self.transaction, insert, 3, digests, "ON CONFLICT DO NOTHING").await?;
+        let insert = "INSERT INTO digests (spool_id, seq, digest)";
+        self.put(insert, &digests, "ON CONFLICT DO NOTHING").await?;
         self.forget_digests(&over).await?;
         let new = known.boots.iter().filter(|(boot, _)| !before.boots.contains(boot));
         let mut rows: Vec<_> =
             new.map(|((device, boot), zero_ms)| vec![int(before.devices[device]), blob(&boot.0), int(*zero_ms)]).collect();
         rows.sort_unstable();
-        let insert = "INSERT INTO boots (device_id, boot, zero_ms) VALUES";
-        bulk::execute(&mut self.transaction, insert, 3, rows, "ON CONFLICT DO NOTHING").await?;
-        Ok(())
+        let insert = "INSERT INTO boots (device_id, boot, zero_ms)";
+        // Another hub measured one of them a moment ago, and the first measurement stays: all is decided again, by that one.
+        if self.put(insert, &rows, "ON CONFLICT DO NOTHING").await? < rows.len() as u64 { Err(StoreError::Busy) } else { Ok(()) }
     }
 
     /// Forgets the digests of spools that need none any more.
@@ -224,8 +244,8 @@ impl Writing<'_> {
             let (verdict, reason) = (verdict_number(line.verdict), reason_number(line.reason));
             vec![int(loaded.numbers[&line.key]), int(line.seq as i64), int(verdict), int(reason), int(now_ms)]
         });
-        let insert = "INSERT INTO dropped (spool_id, seq, verdict, reason, hub_ms) VALUES";
-        bulk::execute(&mut self.transaction, insert, 5, lines.collect(), "").await?;
+        let insert = "INSERT INTO dropped (spool_id, seq, verdict, reason, hub_ms)";
+        self.put(insert, &lines.collect::<Vec<_>>(), "").await?;
         self.count(&rows.counters).await
     }
 
@@ -254,15 +274,13 @@ impl Writing<'_> {
                 int(now_ms),
                 int(new.placed.shift_ms),
                 int(new.placed.why.number()),
+                int(batch.records.len() as i64),
+                int((batch.records.len() - new.records.len()) as i64),
             ]);
-            for &idx in new.records {
-                let record = &batch.records[idx];
-                let fields = rows::fields(record, batch.device, &ids);
-                let (Some(table), Some(fields)) = (Table::of(record), fields) else {
-                    return Err(StoreError::Other("a record without a table".into()));
-                };
+            for kept in new.records {
+                let (table, fields) = fields(new, kept, &ids).ok_or_else(|| StoreError::Other("a record without a table".into()))?;
                 let mut row = Vec::with_capacity(4 + fields.len());
-                row.extend([day.clone(), int(spool_id), seq.clone(), int(idx as i64)]);
+                row.extend([day.clone(), int(spool_id), seq.clone(), int(kept.idx as i64)]);
                 row.extend(fields);
                 record_rows.entry(table).or_default().push(row);
             }
@@ -270,13 +288,13 @@ impl Writing<'_> {
         // In key order: neighbours lie on the same page.
         batch_rows.sort_unstable();
         let insert = "INSERT INTO batches (spool_id, seq, device_id, day, context_id, relay_id, boot_ms, wall_ms, relay_ms, hub_ms, \
-                      shift_ms, shift_why) VALUES";
-        bulk::execute(&mut self.transaction, insert, 12, batch_rows, "").await?;
+                      shift_ms, shift_why, records, left_out)";
+        self.put(insert, &batch_rows, "").await?;
         for (table, mut rows) in record_rows {
             rows.sort_unstable();
-            let columns = [&["day", "spool_id", "seq", "idx"], table.columns()].concat();
-            let insert = format!("INSERT INTO {} ({}) VALUES", table.name(), columns.join(", "));
-            bulk::execute(&mut self.transaction, &insert, columns.len(), rows, "").await?;
+            let columns = [&["day", "spool_id", "seq", "idx"], table.columns(), beside(table)].concat();
+            let insert = format!("INSERT INTO {} ({})", table.name(), columns.join(", "));
+            self.put(&insert, &rows, "").await?;
         }
         Ok(())
     }
@@ -299,7 +317,7 @@ impl Writing<'_> {
 
     async fn ids(&mut self, loaded: &Loaded, batches: &[NewBatch<'_>]) -> Result<Ids, StoreError> {
         let (mut applications, mut versions) = (BTreeSet::new(), BTreeSet::new());
-        for record in batches.iter().flat_map(|new| new.records.iter().map(|&idx| &new.batch.records[idx])) {
+        for record in batches.iter().flat_map(|new| new.records.iter().map(|kept| &new.batch.records[kept.idx])) {
             match &record.kind {
                 Kind::Heartbeat(heartbeat) => {
                     versions.insert(heartbeat.version.clone());
@@ -378,9 +396,9 @@ impl Store {
         let mut connection = self.readers.acquire().await?;
         let wanted: Vec<_> = asks.iter().map(|ask| vec![blob(&ask.device.0), blob(&ask.spool.0)]).collect();
         let select =
-            "SELECT d.device, s.spool, s.numbers FROM devices d JOIN spools s ON s.device_id = d.id WHERE (d.device, s.spool) IN (VALUES";
+            "SELECT d.device, s.spool, s.numbers FROM devices d JOIN spools s ON s.device_id = d.id WHERE (d.device, s.spool) IN (";
         let mut rows = HashMap::new();
-        for found in bulk::select(&mut connection, select, &wanted, ")", &[Shape::Blob; 3]).await? {
+        for found in bulk::select(&mut connection, self.engine, select, &wanted, ")", &[Shape::Blob; 3]).await? {
             let [Value::Blob(Some(device)), Value::Blob(Some(spool)), Value::Blob(Some(numbers))] = &found[..] else { continue };
             let (Ok(device), Ok(spool)) = (device.as_slice().try_into(), spool.as_slice().try_into()) else { continue };
             let row = SpoolRow::from_bytes(numbers).map_err(|error| StoreError::Other(error.to_string()))?;
@@ -399,6 +417,42 @@ impl Store {
             numbers.insert(*instance, number as u64);
         }
         Ok(numbers)
+    }
+}
+
+/// Columns of a table that no record has.
+fn beside(table: Table) -> &'static [&'static str] {
+    match table {
+        Table::Focus => &["title_key"],
+        Table::Screenshot => &["object", "object_id"],
+        Table::Heartbeat | Table::Activity | Table::Session | Table::Network | Table::Capability | Table::Gap => &[],
+    }
+}
+
+/// What a row of the table holds behind its key: the record's fields, then what stands [`beside`] them.
+fn fields(new: &NewBatch<'_>, kept: &Kept, ids: &Ids) -> Option<(Table, Vec<Value>)> {
+    let record = &new.batch.records[kept.idx];
+    let table = Table::of(record)?;
+    let untitled = if kept.titled { None } else { without_title(record) };
+    let mut fields = rows::fields(untitled.as_ref().unwrap_or(record), new.batch.device, ids)?;
+    match table {
+        Table::Focus => fields.push(Value::Int(untitled.map(|_| TITLE_EXPIRED))),
+        Table::Screenshot => {
+            let object = new.object?;
+            fields.extend([text(&object.key), blob(&object.id)]);
+        }
+        Table::Heartbeat | Table::Activity | Table::Session | Table::Network | Table::Capability | Table::Gap => {}
+    }
+    Some((table, fields))
+}
+
+/// The same without its title; None where it has none.
+fn without_title(record: &Record) -> Option<Record> {
+    match &record.kind {
+        Kind::Focus(focus) if focus.title.is_some() => {
+            Some(Record { at: record.at, kind: Kind::Focus(Focus { title: None, ..focus.clone() }) })
+        }
+        _ => None,
     }
 }
 

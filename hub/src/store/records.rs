@@ -11,10 +11,10 @@ use sqlx::{Any, AnyConnection, Row, Transaction};
 
 use super::{
     Store, StoreError, bulk,
-    posts::{reason_of, verdict_of},
+    posts::{TITLE_EXPIRED, reason_of, verdict_of},
 };
 use crate::{
-    ingest::placing::{Placed, ShiftWhy},
+    ingest::placing::{DAY_MS, Placed, ShiftWhy},
     rows::{self, Shape, Table, Value},
 };
 
@@ -38,13 +38,18 @@ pub struct KeptBatch {
 pub struct KeptNumber {
     pub seq: u64,
     pub answered: Answered,
+    /// Where the bytes of its pictures lie, in the order of their records.
+    pub objects: Vec<String>,
 }
 
 /// What lies behind a kept number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answered {
-    /// Its records, made again from the rows.
+    /// Its records, made again from the rows; pictures without their bytes.
     Rows(Vec<Record>),
+    /// Something of it was older than its kind is kept, when it came or since: so many of its records are left, and their titles may be gone.
+    /// The rest can't be compared with what was sent any more.
+    Expired(usize),
     /// Kept unread, or dropped with a verdict.
     Verdict(Verdict, Reason),
     /// It was stored, and its rows are gone: deleted when their time was up, or by another hand.
@@ -60,7 +65,7 @@ type Place = (i64, i64);
 impl Store {
     /// Everything of a device that lies on these days (placed, UTC).
     pub async fn kept_batches(&self, device_id: i64, first_day: i64, last_day: i64) -> Result<Vec<KeptBatch>, StoreError> {
-        let mut reading = self.readers.begin().await?;
+        let mut reading = self.read().await?;
         let mut batches = read_batches(&mut reading, device_id, first_day, last_day).await?;
         for day in first_day..=last_day {
             for table in Table::ALL {
@@ -77,23 +82,49 @@ impl Store {
 
     /// What lies behind each stored number of a spool in `first..=last`.
     pub async fn kept_numbers(&self, device: DeviceId, spool: SpoolId, first: u64, last: u64) -> Result<Vec<KeptNumber>, StoreError> {
-        let mut reading = self.readers.begin().await?;
+        let mut reading = self.read().await?;
         let Some((spool_id, stored)) = read_spool(&mut reading, device, spool).await? else { return Ok(Vec::new()) };
         let range = [spool_id, first as i64, last.min(i64::MAX as u64) as i64];
-        let mut rows = read_rows_of(&mut reading, &range).await?;
+        let mut batches = read_batches_of(&mut reading, &range).await?;
         let mut verdicts = read_verdicts(&mut reading, &range).await?;
         let mut kept = Vec::new();
         for (from, to) in stored.iter() {
             for seq in from.max(first)..=to.min(last) {
-                let answered = match (rows.remove(&seq), verdicts.remove(&seq)) {
-                    (Some(records), _) => Answered::Rows(in_order(records)),
-                    (None, Some((verdict, reason))) => Answered::Verdict(verdict, reason),
-                    (None, None) => Answered::Deleted,
+                let (answered, objects) = match (batches.remove(&seq), verdicts.remove(&seq)) {
+                    (Some(batch), _) => batch.answered(),
+                    (None, Some((verdict, reason))) => (Answered::Verdict(verdict, reason), Vec::new()),
+                    (None, None) => (Answered::Deleted, Vec::new()),
                 };
-                kept.push(KeptNumber { seq, answered });
+                kept.push(KeptNumber { seq, answered, objects });
             }
         }
         Ok(kept)
+    }
+}
+
+/// What is left of a batch.
+#[derive(Default)]
+struct Left {
+    records: Placeds,
+    /// (place in the batch, key)
+    objects: Vec<(i64, String)>,
+    /// Records in its envelope.
+    count: usize,
+    /// Whether some of them were too old when they came, or a title is gone since.
+    is_cut: bool,
+    /// Whether anything of its age was deleted since.
+    is_old: bool,
+}
+
+impl Left {
+    fn answered(mut self) -> (Answered, Vec<String>) {
+        let left = self.records.len();
+        // A row that is gone without its time being up is shown as what it is: other records than were sent.
+        if self.is_cut || (self.is_old && left < self.count) {
+            return (Answered::Expired(left), Vec::new());
+        }
+        self.objects.sort_unstable();
+        (Answered::Rows(in_order(self.records)), self.objects.into_iter().map(|(_, object)| object).collect())
     }
 }
 
@@ -145,13 +176,9 @@ async fn read_records(
 ) -> Result<Vec<(Place, i64, Record)>, StoreError> {
     let read = table.read();
     let statement = format!("SELECT {KEY}, {} FROM {} r {} WHERE {condition}", read.select, table.name(), read.join);
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(statement));
-    for number in binds {
-        query = query.bind(*number);
-    }
     let shapes = [&[Shape::Int; 4], read.shapes].concat();
     let mut records = Vec::new();
-    for row in query.fetch_all(connection).await? {
+    for row in bind(statement, binds).fetch_all(connection).await? {
         let mut key = bulk::values(&row, &shapes)?;
         let fields = key.split_off(4);
         let [_, Value::Int(Some(spool_id)), Value::Int(Some(seq)), Value::Int(Some(idx))] = key[..] else {
@@ -176,22 +203,44 @@ async fn read_spool(
     Ok(Some((row.try_get(0)?, spool_row.stored().clone())))
 }
 
-/// The records of a spool's batches: (spool's number, first, last).
-async fn read_rows_of(reading: &mut Transaction<'_, Any>, range: &[i64; 3]) -> Result<HashMap<u64, Placeds>, StoreError> {
-    let select = "SELECT seq FROM batches WHERE spool_id = $1 AND seq BETWEEN $2 AND $3";
-    let batches = sqlx::query(select).bind(range[0]).bind(range[1]).bind(range[2]).fetch_all(&mut **reading).await?;
-    let mut rows: HashMap<u64, Placeds> = HashMap::new();
-    for batch in batches {
-        rows.insert(batch.try_get::<i64, _>(0)? as u64, Vec::new());
+/// What is left of a spool's batches: (spool's number, first, last).
+async fn read_batches_of(reading: &mut Transaction<'_, Any>, range: &[i64; 3]) -> Result<HashMap<u64, Left>, StoreError> {
+    let swept = read_swept(reading).await?;
+    let select = "SELECT seq, day, hub_ms, records, left_out FROM batches WHERE spool_id = $1 AND seq BETWEEN $2 AND $3";
+    let mut batches: HashMap<u64, Left> = HashMap::new();
+    for row in bind(select.into(), range).fetch_all(&mut **reading).await? {
+        let (day, hub_ms, left_out): (i64, i64, i64) = (row.try_get(1)?, row.try_get(2)?, row.try_get(4)?);
+        // A batch from a wrong future goes by its arrival.
+        let is_old = day.min(hub_ms.div_euclid(DAY_MS)) < swept;
+        let left = Left { count: row.try_get::<i64, _>(3)? as usize, is_cut: left_out > 0, is_old, ..Left::default() };
+        batches.insert(row.try_get::<i64, _>(0)? as u64, left);
     }
     let condition = "r.day IN (SELECT DISTINCT day FROM batches WHERE spool_id = $1 AND seq BETWEEN $2 AND $3) \
                      AND r.spool_id = $1 AND r.seq BETWEEN $2 AND $3";
     for table in Table::ALL {
         for ((_, seq), idx, record) in read_records(reading, table, condition, range).await? {
-            rows.entry(seq as u64).or_default().push((idx, record));
+            batches.entry(seq as u64).or_default().records.push((idx, record));
         }
     }
-    Ok(rows)
+    let untitled = format!("SELECT r.seq FROM focus r WHERE {condition} AND r.title_key = {TITLE_EXPIRED}");
+    for row in bind(untitled, range).fetch_all(&mut **reading).await? {
+        batches.entry(row.try_get::<i64, _>(0)? as u64).or_default().is_cut = true;
+    }
+    let objects = format!("SELECT r.seq, r.idx, r.object FROM screenshot r WHERE {condition}");
+    for row in bind(objects, range).fetch_all(&mut **reading).await? {
+        batches.entry(row.try_get::<i64, _>(0)? as u64).or_default().objects.push((row.try_get(1)?, row.try_get(2)?));
+    }
+    Ok(batches)
+}
+
+/// The day before which something was deleted because its time was up.
+async fn read_swept(reading: &mut Transaction<'_, Any>) -> Result<i64, StoreError> {
+    let select = "SELECT COALESCE(MAX(day - days), $1) FROM deleted";
+    Ok(sqlx::query(select).bind(i64::MIN).fetch_one(&mut **reading).await?.try_get(0)?)
+}
+
+fn bind(statement: String, numbers: &[i64]) -> sqlx::query::Query<'static, Any, sqlx::any::AnyArguments> {
+    numbers.iter().fold(sqlx::query(sqlx::AssertSqlSafe(statement)), |query, number| query.bind(*number))
 }
 
 async fn read_verdicts(reading: &mut Transaction<'_, Any>, range: &[i64; 3]) -> Result<HashMap<u64, (Verdict, Reason)>, StoreError> {

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
-use muster_hub::{hub::Hub, policy::Policies, store::Store, token::Tokens};
+use muster_hub::{hub::Hub, objects::Objects, policy::Policies, store::Store, token::Tokens};
 use muster_mesh::{
     batch::{Batch, Envelope, Head, Tail},
     clock::{Clock, ManualClock, Reading},
@@ -23,7 +23,23 @@ pub struct World {
     pub hub: Arc<Hub>,
     pub clock: ManualClock,
     pub folder: tempfile::TempDir,
+    server: Option<Server>,
     numbers: HashMap<(String, Lane), u64>,
+}
+
+/// Runs a test over each engine: SQLite, then the PostgreSQL of `MUSTER_TEST_POSTGRES`, each time with a database of its own.
+pub async fn each_store(test: impl AsyncFn(World)) {
+    test(World::new().await).await;
+    match World::on_postgres().await {
+        Some(world) => test(world).await,
+        None => skipped(),
+    }
+}
+
+/// A test without a server says so, and passes; `ops/test` counts it.
+#[allow(clippy::print_stdout)]
+pub fn skipped() {
+    println!("skipped: no PostgreSQL; `source <(ops/engines start FOLDER)` starts one");
 }
 
 impl World {
@@ -32,25 +48,47 @@ impl World {
     }
 
     pub async fn with(test_mode: bool) -> World {
+        World::over(None, test_mode).await
+    }
+
+    /// None: there is no server to make a database at.
+    pub async fn on_postgres() -> Option<World> {
+        let server = Server::new().await?;
+        Store::migrate(&server.url).await.unwrap().close().await;
+        Some(World::over(Some(server), true).await)
+    }
+
+    async fn over(server: Option<Server>, test_mode: bool) -> World {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("policy.toml"), include_str!("../policy.toml")).unwrap();
         let clock = ManualClock::new(Reading { wall_ms: NOW, boot_ms: 1_000_000 }, BOOT);
-        let hub = open(folder.path(), &clock, test_mode, false).await;
-        World { hub, clock, folder, numbers: HashMap::new() }
+        let url = server.as_ref().map_or_else(|| sqlite_url(folder.path()), |server| server.url.clone());
+        let hub = open(&url, folder.path(), &clock, test_mode, false).await;
+        World { hub, clock, folder, server, numbers: HashMap::new() }
     }
 
     /// The same database with a new hub.
     pub async fn restart(&mut self, restored: bool) {
         self.hub.store.close().await;
-        self.hub = open(self.folder.path(), &self.clock, true, restored).await;
+        self.hub = self.another_hub(restored).await;
     }
 
+    /// One more hub on the same database.
+    pub async fn another_hub(&self, restored: bool) -> Arc<Hub> {
+        open(&self.url(), self.folder.path(), &self.clock, true, restored).await
+    }
+
+    pub fn is_on_postgres(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// SQLite's file.
     pub fn database(&self) -> PathBuf {
         self.folder.path().join("muster.db")
     }
 
     pub fn url(&self) -> String {
-        format!("sqlite://{}", self.database().display())
+        self.server.as_ref().map_or_else(|| sqlite_url(self.folder.path()), |server| server.url.clone())
     }
 
     pub fn now_ms(&self) -> i64 {
@@ -91,6 +129,24 @@ impl World {
         }
     }
 
+    /// Posts as a relay that counts for itself.
+    pub async fn post_number(&self, number: u64, envelopes: &[Envelope]) -> Taken {
+        let queue = |lane: Lane, answered| QueueState { lane, instance: instance("counting", lane), answered };
+        let head = PostHead {
+            lane: Lane::Telemetry,
+            number,
+            queues: vec![queue(Lane::Telemetry, number - 1), queue(Lane::Pictures, 0)],
+            asks: Vec::new(),
+            presence: None,
+            relay_ms: self.now_ms(),
+            versions: Vec::new(),
+        };
+        match self.send(RELAY, &head, envelopes).await {
+            Answer::Taken(taken) => taken,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub async fn send(&self, relay: &str, head: &PostHead, envelopes: &[Envelope]) -> Answer {
         let facts: Vec<_> = envelopes.iter().map(|_| facts(self.now_ms())).collect();
         self.send_with(relay, head, envelopes, &facts).await
@@ -114,20 +170,59 @@ impl World {
 
     /// Changes the database behind the hub's back.
     pub async fn meddle(&self, statement: &str) {
-        sqlx::any::install_default_drivers();
-        let pool = sqlx::AnyPool::connect(&self.url()).await.unwrap();
-        sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(&pool).await.unwrap();
-        pool.close().await;
+        run_at(&self.url(), statement).await;
     }
 }
 
-async fn open(folder: &std::path::Path, clock: &ManualClock, test_mode: bool, restored: bool) -> Arc<Hub> {
-    let url = format!("sqlite://{}", folder.join("muster.db").display());
-    let store = Arc::new(Store::open(&url).await.unwrap());
+/// A database of a test's own at the server, gone with it.
+pub struct Server {
+    pub url: String,
+    admin: String,
+    name: String,
+}
+
+impl Server {
+    /// An empty database. None: there is no server.
+    pub async fn new() -> Option<Server> {
+        let admin = std::env::var("MUSTER_TEST_POSTGRES").ok()?;
+        let (server, _) = admin.rsplit_once('/').unwrap();
+        let name = format!("muster_test_{}", uuid::Uuid::new_v4().simple());
+        let url = format!("{server}/{name}");
+        run_at(&admin, &format!("CREATE DATABASE {name}")).await;
+        Some(Server { url, admin, name })
+    }
+}
+
+impl Drop for Server {
+    /// On a thread of its own: a test that fails drops it inside its runtime.
+    fn drop(&mut self) {
+        let (admin, drop) = (self.admin.clone(), format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dropping = std::thread::spawn(move || runtime().block_on(run_at(&admin, &drop)));
+        // One that stays is gone with the test server.
+        let _ = dropping.join();
+    }
+}
+
+/// Runs statements at a database, behind the hub's back.
+pub async fn run_at(url: &str, statement: &str) {
+    sqlx::any::install_default_drivers();
+    let mut connection = <sqlx::AnyConnection as sqlx::Connection>::connect(url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+    sqlx::Connection::close(connection).await.unwrap();
+}
+
+fn sqlite_url(folder: &std::path::Path) -> String {
+    format!("sqlite://{}", folder.join("muster.db").display())
+}
+
+async fn open(url: &str, folder: &std::path::Path, clock: &ManualClock, test_mode: bool, restored: bool) -> Arc<Hub> {
+    let store = Arc::new(Store::open(url).await.unwrap());
     let now_ms = clock.now().wall_ms;
     let policies = Policies::open(store.clone(), folder.join("policy.toml"), test_mode, restored, now_ms).await.unwrap();
     let tokens = Tokens::open(&folder.join("token.key")).unwrap();
-    Arc::new(Hub::new(store, Arc::new(clock.clone()), Arc::new(policies), tokens, test_mode))
+    let objects = Objects::open(folder.join("objects").to_str().unwrap()).unwrap();
+    Arc::new(Hub::new(store, Arc::new(objects), Arc::new(clock.clone()), Arc::new(policies), tokens, test_mode))
 }
 
 pub fn instance(relay: &str, lane: Lane) -> InstanceId {
