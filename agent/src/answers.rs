@@ -1,4 +1,5 @@
-//! Async: what the running agent answers to the person's verbs (`status`, `today`, `notice`, `pause`, `resume`), over the control socket.
+//! Async: what the running agent answers to the person's verbs (`status`, `today`, `shots`, `notice`, `pause`,
+//! `resume`), over the control socket.
 //!
 //! A question is `{"verb": …}`; an answer has `text` for the person, or `error` as { what, todo }.
 
@@ -22,6 +23,7 @@ use crate::{
     daylog::{DAYLOG_BYTES_MAX, DayLog, Remembered},
     diary::{self, SharedDiary},
     run::Collecting,
+    shots::album::{self, Shot},
     today::{self, Place},
 };
 
@@ -39,6 +41,8 @@ pub trait Whereabouts: Send + Sync {
 pub enum Question {
     Status,
     Today,
+    /// The pictures of the last two days, and where each is now.
+    Shots,
     Notice,
     /// The text with this SHA-256 (64 hex digits) was read.
     Acknowledge {
@@ -78,6 +82,7 @@ impl Answers {
         match question {
             Question::Status => Ok(self.status()),
             Question::Today => self.today().await,
+            Question::Shots => self.shots().await,
             Question::Notice => self.asker.notice().await.map(|notice| notice_json(&notice)).map_err(told),
             Question::Acknowledge { sha256 } => {
                 let sha256 = hex32(&sha256).ok_or_else(|| told(AskError::Changed))?;
@@ -136,6 +141,19 @@ impl Answers {
             connection: &self.whereabouts.connection(),
         });
         Ok(json!({ "text": text }))
+    }
+
+    async fn shots(&self) -> Result<Value, Told> {
+        let state = self.state.clone();
+        let listed = tokio::task::spawn_blocking(move || album::list(&state)).await;
+        let unreadable = |why: String| (format!("the pictures here can't be read: {why}"), "Look after the state folder".to_owned());
+        let shots = listed.map_err(|error| unreadable(error.to_string()))?.map_err(|error| unreadable(error.to_string()))?;
+        let place = |shot: &Shot| self.whereabouts.place(shot.spool, shot.seq);
+        let placed: Vec<(Shot, Place)> = shots.into_iter().map(|shot| (shot.clone(), place(&shot))).collect();
+        let snapshot = self.asker.snapshot().borrow().clone();
+        let text = today::shots_text(&placed, &self.clock.zone(), snapshot.effective.as_deref());
+        let listed: Vec<Value> = placed.iter().map(|(shot, place)| json!({ "shot": shot, "place": place.name() })).collect();
+        Ok(json!({ "text": text, "shots": listed }))
     }
 
     fn paused_text(&self, for_ms: Option<u64>) -> String {
@@ -254,6 +272,7 @@ mod tests {
         for question in [
             Question::Status,
             Question::Today,
+            Question::Shots,
             Question::Notice,
             Question::Acknowledge { sha256: "00".repeat(32) },
             Question::Pause { for_ms: Some(5) },

@@ -1,9 +1,15 @@
 //! Quiet: gathers records into batches, and says when one closes.
 //!
 //! A batch closes after 60 s, at 500 records or 64 KiB, at a change of state, before what it is made under changes, and when the wall clock
-//! steps against the boot clock. All its times are by the clocks as they were while it was made.
+//! steps against the boot clock. All its times are by the clocks as they were while it was made. A picture is a batch of its own, on its own
+//! lane, and leaves the one under way as it is.
 
-use muster_mesh::{clock::Reading, ids::Lane, limits, record, record::Record};
+use muster_mesh::{
+    clock::Reading,
+    ids::Lane,
+    limits, record,
+    record::{Kind, Record},
+};
 
 pub use crate::spool::BatchContext;
 
@@ -64,6 +70,10 @@ impl Batcher {
             closed.extend(self.close(now));
         }
         for record in records {
+            if let Kind::Screenshot(_) = record.kind {
+                closed.push(self.picture(now, context, record));
+                continue;
+            }
             let bytes = record::encode(std::slice::from_ref(&record)).len();
             if self.open.as_ref().is_some_and(|open| !open.has_room(bytes)) {
                 closed.extend(self.close(now));
@@ -76,6 +86,11 @@ impl Batcher {
             closed.extend(self.close(now));
         }
         closed
+    }
+
+    fn picture(&mut self, closed_at: Reading, context: &BatchContext, record: Record) -> Closed {
+        let new_spools = std::mem::take(&mut self.stepped);
+        Closed { lane: Lane::Pictures, context: context.clone(), closed_at, records: vec![record], new_spools }
     }
 
     /// A batch with `new_spools` was dropped before it got its number: the next one says so.
@@ -102,7 +117,7 @@ mod tests {
     use muster_mesh::{
         clock::Zone,
         ids::{BootId, Version},
-        record::{Capability, Kind},
+        record::{Area, Capability, PictureFormat, Screenshot, Why},
     };
 
     use super::*;
@@ -154,6 +169,44 @@ mod tests {
         let closed = batcher.put(at(5), &context(2), vec![record("new")], true);
         let seen: Vec<_> = closed.iter().map(|closed| (closed.context.policy.n, closed.records.clone())).collect();
         assert_eq!(seen, [(1, vec![record("old")]), (2, vec![record("new")])]);
+    }
+
+    fn picture(part: u8) -> Record {
+        let screenshot = Screenshot {
+            area: Area::Monitor,
+            width: 1,
+            height: 1,
+            format: PictureFormat::Webp,
+            blurred: true,
+            why: Why::DetailedLog,
+            sha256: [0; 32],
+            group: [0; 16],
+            part,
+            parts: 2,
+            bytes: vec![0; limits::BATCH_CLOSE_BYTES],
+        };
+        Record { at: 0, kind: Kind::Screenshot(screenshot) }
+    }
+
+    #[test]
+    fn each_picture_is_a_batch_of_its_own_and_leaves_the_one_under_way_alone() {
+        let mut batcher = Batcher::default();
+        batcher.put(at(0), &context(1), vec![record("a")], false);
+        let closed = batcher.put(at(1), &context(1), vec![picture(0), record("b"), picture(1)], false);
+        let seen: Vec<_> = closed.iter().map(|closed| (closed.lane, closed.records.clone(), closed.context.policy.n)).collect();
+        assert_eq!(seen, [(Lane::Pictures, vec![picture(0)], 1), (Lane::Pictures, vec![picture(1)], 1)]);
+        assert_eq!(batcher.close(at(2)).unwrap().records, [record("a"), record("b")]);
+    }
+
+    #[test]
+    fn after_a_step_a_picture_brings_the_new_spools_too() {
+        let mut batcher = Batcher::default();
+        batcher.remember_step();
+        let closed = batcher.put(at(1), &context(1), vec![picture(0), record("b")], true);
+        assert_eq!(
+            closed.iter().map(|closed| (closed.lane, closed.new_spools)).collect::<Vec<_>>(),
+            [(Lane::Pictures, true), (Lane::Telemetry, false)]
+        );
     }
 
     #[test]

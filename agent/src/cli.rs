@@ -1,14 +1,18 @@
-//! Async: the command line: `muster-agent run | status | notice | pause [FOR] | resume | today`.
+//! Async: the command line: `muster-agent run | status | notice | pause [FOR] | resume | today [--follow] | shots [list | show]`.
 // What a verb answers goes to the terminal that asked.
 #![allow(clippy::print_stdout)]
 
 use std::{
     io::{self, IsTerminal, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    process,
+    time::Duration,
 };
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use muster_certs::files;
 use muster_mesh::{
     complaint::Complaint,
     config::{self, expand},
@@ -22,6 +26,7 @@ use crate::{
     answers::{Question, understood},
     config::Config,
     run::run,
+    shots::album,
 };
 
 /// Observes presence and activity on this computer, openly. Nothing is recorded before you have read the notice.
@@ -52,7 +57,31 @@ enum Verb {
     /// Ends a pause.
     Resume,
     /// What was collected today, and where each thing is now.
-    Today,
+    Today {
+        /// Goes on showing it as it changes, until Ctrl-C.
+        #[arg(long)]
+        follow: bool,
+    },
+    /// The pictures that were taken in the last two days, and where each is now.
+    Shots {
+        #[command(subcommand)]
+        what: Option<Shots>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Shots {
+    /// When each was taken, why, how large, whether blurred, and where it is now.
+    List,
+    /// Opens one, exactly as it was sent; without a display, or with --out, writes it to a file.
+    Show {
+        /// Its number in the list.
+        #[arg(value_name = "NO")]
+        number: u64,
+        /// A file that isn't there yet.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
 
 impl Cli {
@@ -66,7 +95,10 @@ impl Cli {
                 run(config, until_stopped()?).await
             }
             Verb::Status => tell(&state, &Question::Status).await,
-            Verb::Today => tell(&state, &Question::Today).await,
+            Verb::Today { follow: false } => tell(&state, &Question::Today).await,
+            Verb::Today { follow: true } => follow(&state, until_stopped()?).await,
+            Verb::Shots { what: None | Some(Shots::List) } => tell(&state, &Question::Shots).await,
+            Verb::Shots { what: Some(Shots::Show { number, out }) } => show(&state, number, out.as_deref()),
             Verb::Pause { for_ms } => tell(&state, &Question::Pause { for_ms }).await,
             Verb::Resume => tell(&state, &Question::Resume).await,
             Verb::Notice => notice(&state).await,
@@ -104,6 +136,91 @@ async fn ask(state: &Path, question: &Question) -> anyhow::Result<Value> {
 fn text_of(answer: &Value) -> String {
     let text = answer.get("text").and_then(Value::as_str).unwrap_or_default();
     text.chars().filter(|c| *c == '\n' || !c.is_control()).collect::<String>().trim_end().to_owned()
+}
+
+// --- today, as it goes on ---
+
+const FOLLOW_EVERY: Duration = Duration::from_secs(2);
+
+/// On a terminal the text stands and changes; elsewhere each changed line is printed.
+async fn follow(state: &Path, stop: CancellationToken) -> anyhow::Result<()> {
+    let is_terminal = io::stdout().is_terminal();
+    let mut shown = String::new();
+    let mut looks = tokio::time::interval(FOLLOW_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = looks.tick() => {}
+        }
+        let text = text_of(&ask(state, &Question::Today).await?);
+        if text != shown {
+            let printed = if is_terminal { format!("{CLEAR}{text}\n") } else { changed_lines(&shown, &text) };
+            print!("{printed}");
+            // Whoever read it may be gone: then there is nothing left to do.
+            if io::stdout().flush().is_err() {
+                return Ok(());
+            }
+            shown = text;
+        }
+    }
+}
+
+/// To the terminal's upper left corner, with everything below gone.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+
+/// Those of the new text that the old one didn't hold.
+fn changed_lines(old: &str, new: &str) -> String {
+    let is_news = |line: &&str| !line.trim().is_empty() && !old.lines().any(|before| before == *line);
+    new.lines().filter(is_news).map(|line| format!("{line}\n")).collect()
+}
+
+// --- pictures ---
+
+/// Read from the folder itself, which is the person's own: also while the agent doesn't run.
+fn show(state: &Path, number: u64, out: Option<&Path>) -> anyhow::Result<()> {
+    let list = "Look which there are: muster-agent shots";
+    let found = album::picture(state, number).with_context(|| format!("picture {number} can't be read"))?;
+    let Some((shot, bytes)) = found else {
+        return Err(Complaint::new(format!("there is no picture {number} of the last two days"), list).into());
+    };
+    match out {
+        Some(out) => {
+            write_new(out, &bytes)?;
+            println!("Picture {number} is written to {}, exactly as it was sent.", out.display());
+        }
+        None => {
+            let viewer = viewer().ok_or_else(|| nowhere_to_show(number, shot.extension()))?;
+            let copy = album::opened(state, &shot);
+            files::write_secret(&copy, &bytes)?;
+            let opened = process::Command::new(viewer).arg(&copy).stdout(process::Stdio::null()).stderr(process::Stdio::null()).status();
+            if !opened.is_ok_and(|status| status.success()) {
+                return Err(nowhere_to_show(number, shot.extension()).into());
+            }
+            println!("Picture {number} is opened by {viewer}, exactly as it was sent. It is deleted here two days after it was taken.");
+        }
+    }
+    Ok(())
+}
+
+fn write_new(out: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(0o600).open(out);
+    let written = opened.and_then(|mut file| file.write_all(bytes));
+    let complaint = |error: io::Error| Complaint::new(format!("{} can't be written: {error}", out.display()), "Name another file");
+    Ok(written.map_err(complaint)?)
+}
+
+/// The desktop's own way to open a file. None: there is no desktop here.
+fn viewer() -> Option<&'static str> {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    (is_set("DISPLAY") || is_set("WAYLAND_DISPLAY")).then_some("xdg-open")
+}
+
+fn nowhere_to_show(number: u64, extension: &str) -> Complaint {
+    Complaint::new(
+        format!("picture {number} can't be opened here: there is no display, or no program for pictures"),
+        format!("Write it to a file: muster-agent shots show {number} --out picture.{extension}"),
+    )
 }
 
 // --- the notice ---
@@ -205,6 +322,24 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn only_changed_lines_are_printed_where_nobody_looks() {
+        assert_eq!(changed_lines("", "a\n\nb"), "a\nb\n");
+        assert_eq!(changed_lines("a\n\nb 1", "a\n\nb 2\n"), "b 2\n");
+        assert_eq!(changed_lines("a\nb", "a"), "");
+    }
+
+    #[test]
+    fn a_picture_is_written_to_a_new_file_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("picture.webp");
+        write_new(&out, b"picture").unwrap();
+        assert_eq!(std::fs::read(&out).unwrap(), b"picture");
+        let error = write_new(&out, b"other").unwrap_err().to_string();
+        assert!(error.contains("picture.webp") && error.contains("Name another file"), "{error}");
+        assert_eq!(std::fs::read(&out).unwrap(), b"picture");
     }
 
     #[test]

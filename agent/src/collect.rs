@@ -1,8 +1,12 @@
 //! Blocking: the collector: one thread that owns the senses, asks them once a second for what may be kept, and hands on batches.
 //!
-//! What may be kept, and what becomes a record, is decided by [`day::Day`]; while nothing may be observed no sense is asked.
+//! What may be kept, and what becomes a record, is decided by [`day::Day`]; while nothing may be observed no sense is asked, and while the
+//! computer is locked, asleep or low on battery only those that say so.
 
+pub mod addresses;
+pub mod computer;
 pub mod day;
+pub mod eyes;
 pub mod focus;
 pub mod minutes;
 pub mod pause;
@@ -20,7 +24,7 @@ use std::{
 
 use muster_mesh::{
     clock::{Clock, Reading, Zone},
-    ids::Version,
+    ids::{Lane, Version},
     notice::{Acknowledged, Notice},
     policy::{Policy, Switch},
     record::{Gap, GapReason, KIND_NAMES, Kind, Record, State},
@@ -29,10 +33,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
     day::{Day, PolicyInForce},
-    sense::{ActiveWindow, Backoff, IdleClock, InputCounter, Sample, SenseError},
+    eyes::Eyes,
+    sense::{ActiveWindow, AddressBook, CallWatch, IdleClock, InputCounter, PowerSource, SessionWatch},
 };
 use crate::{
     batcher::{Batcher, Closed},
+    shots::{self, Made, Shots, Sight},
     standing::Standing,
 };
 
@@ -49,6 +55,10 @@ pub struct Senses {
     pub window: Box<dyn ActiveWindow>,
     pub idle: Box<dyn IdleClock>,
     pub input: Box<dyn InputCounter>,
+    pub session: Box<dyn SessionWatch>,
+    pub call: Box<dyn CallWatch>,
+    pub power: Box<dyn PowerSource>,
+    pub addresses: Box<dyn AddressBook>,
 }
 
 /// What a collector is made of.
@@ -131,8 +141,13 @@ enum Command {
 impl Collector {
     /// Starts the thread.
     pub fn start(parts: Parts) -> io::Result<Collector> {
+        Collector::start_with(parts, Shots::none())
+    }
+
+    /// As [`start`](Self::start), with pictures.
+    pub fn start_with(parts: Parts, shots: Shots) -> io::Result<Collector> {
         let (commands, inbox) = sync_channel(COMMANDS_MAX);
-        let mut work = Work::new(parts);
+        let mut work = Work::new(parts, shots);
         let (told, snapshot) = watch::channel(work.snapshot());
         let thread = thread::Builder::new().name("collector".into()).spawn(move || work.run(&inbox, &told))?;
         Ok(Collector { asker: Asker { commands, snapshot }, thread: Some(thread) })
@@ -207,7 +222,9 @@ struct Work {
     standing: Standing,
     in_force: watch::Receiver<Option<PolicyInForce>>,
     batches: mpsc::Sender<Closed>,
-    lost: Lost,
+    shots: Shots,
+    /// By lane.
+    lost: [Lost; 2],
     observed: [u64; KIND_NAMES.len()],
     effective: Option<Arc<Policy>>,
     kept_pausing: pause::Pausing,
@@ -221,7 +238,7 @@ struct Lost {
 }
 
 impl Work {
-    fn new(parts: Parts) -> Work {
+    fn new(parts: Parts, shots: Shots) -> Work {
         let Parts { clock, senses, test_mode, standing, in_force, batches } = parts;
         let (now, boot) = (clock.now(), clock.boot());
         let pausing = standing.pausing(now, boot);
@@ -234,7 +251,8 @@ impl Work {
             standing,
             in_force,
             batches,
-            lost: Lost::default(),
+            shots,
+            lost: Default::default(),
             observed: [0; KIND_NAMES.len()],
             effective: None,
             kept_pausing: pausing,
@@ -246,6 +264,8 @@ impl Work {
     fn begin(&mut self, now: Reading) {
         let zone = self.clock.zone();
         self.advance(now, &zone);
+        let made = self.day.set_served(Switch::Pictures, self.shots.serves(), now);
+        self.put(now, &zone, made, false);
         if let Some(in_force) = self.standing.in_force() {
             let made = self.day.set_in_force(in_force, now);
             self.put(now, &zone, made, false);
@@ -253,7 +273,7 @@ impl Work {
         // What is there already counts too.
         self.in_force.mark_changed();
         self.take_in_force(now, &zone);
-        let mut made = self.day.lacks(now);
+        let mut made = Vec::new();
         self.eyes.probe(now, &mut self.day, &mut made);
         self.put(now, &zone, made, true);
         self.note_effective();
@@ -305,8 +325,24 @@ impl Work {
         }
         let urgent = before != after || made.iter().any(|record| matches!(record.kind, Kind::Session(_)));
         self.put(now, &zone, made, urgent);
+        self.take_pictures(now, &zone);
         // Whoever asked for it is told; a change by itself was logged.
         let _ = self.keep_pausing();
+    }
+
+    /// The state is up to date: a picture is begun, waited for, or given up.
+    fn take_pictures(&mut self, now: Reading, zone: &Zone) {
+        let on_battery = self.day.power().is_some_and(|power| !power.on_ac);
+        let (eyes, policy) = (&mut self.eyes, self.effective.clone());
+        let mut front = || eyes.geometry();
+        let sight = Sight { now, zone, state: self.day.state(), policy: policy.as_deref(), on_battery, front: &mut front };
+        let Made { turns, records, ability } = self.shots.tick(sight);
+        let mut made = if turns { self.day.turn() } else { Vec::new() };
+        if let Some(ability) = ability {
+            made.extend(self.day.sensed(now, shots::PICTURES, ability.err().as_deref()));
+        }
+        made.extend(records);
+        self.put(now, zone, made, turns);
     }
 
     /// Time goes on. Where the wall clock stepped, what is under way ends by the old time.
@@ -377,23 +413,26 @@ impl Work {
 
     /// What finds no room is counted, and told when there is room again.
     fn lose(&mut self, batch: Closed) {
-        if self.lost.records == 0 {
-            tracing::warn!("records are dropped: the queue on the disk is too slow");
+        let lost = &mut self.lost[batch.lane.index()];
+        if lost.records == 0 {
+            tracing::warn!(lane = batch.lane.name(), "records are dropped: the queue on the disk is too slow");
         }
-        self.lost.records += batch.records.len() as u64;
-        self.lost.bytes += muster_mesh::record::encode(&batch.records).len() as u64;
+        lost.records += batch.records.len() as u64;
+        lost.bytes += muster_mesh::record::encode(&batch.records).len() as u64;
         if batch.new_spools {
             self.batcher.remember_step();
         }
     }
 
     fn tell_lost(&mut self, now: Reading, zone: &Zone) {
-        if self.lost.records == 0 || self.batches.capacity() == 0 {
-            return;
+        for lane in Lane::ALL {
+            if self.lost[lane.index()].records == 0 || self.batches.capacity() == 0 {
+                continue;
+            }
+            let Lost { records, bytes } = std::mem::take(&mut self.lost[lane.index()]);
+            let gap = Gap { lane, numbers: None, records, bytes, reason: GapReason::Overflow };
+            self.put(now, zone, vec![Record { at: now.wall_ms, kind: Kind::Gap(gap) }], false);
         }
-        let Lost { records, bytes } = std::mem::take(&mut self.lost);
-        let gap = Gap { lane: muster_mesh::ids::Lane::Telemetry, numbers: None, records, bytes, reason: GapReason::Overflow };
-        self.put(now, zone, vec![Record { at: now.wall_ms, kind: Kind::Gap(gap) }], false);
     }
 
     fn keep_pausing(&mut self) -> Result<(), AskError> {
@@ -412,13 +451,14 @@ impl Work {
     fn stop(&mut self) {
         let now = self.clock.now();
         self.tick(now);
+        self.shots.stop();
         let zone = self.clock.zone();
         let made = self.day.stop(now);
         self.put(now, &zone, made, true);
         self.eyes.rest();
         // The last batches may have found no room: their Gap, or nothing, is the last that is handed on.
         let mut waited = Duration::ZERO;
-        while self.lost.records > 0 && waited < LAST_BATCHES && !self.batches.is_closed() {
+        while self.lost.iter().any(|lost| lost.records > 0) && waited < LAST_BATCHES && !self.batches.is_closed() {
             thread::sleep(Duration::from_millis(20));
             waited += Duration::from_millis(20);
             self.tell_lost(now, &zone);
@@ -503,103 +543,24 @@ impl Work {
     }
 }
 
-// --- the senses, as the thread uses them ---
-
-/// The senses with what is known of their health.
-struct Eyes {
-    window: Sense<dyn ActiveWindow>,
-    idle: Sense<dyn IdleClock>,
-    input: Sense<dyn InputCounter>,
-}
-
-struct Sense<T: ?Sized> {
-    name: &'static str,
-    sense: Box<T>,
-    backoff: Backoff,
-}
-
-impl Eyes {
-    fn new(senses: Senses) -> Eyes {
-        let Senses { window, idle, input } = senses;
-        Eyes {
-            window: Sense { name: "window", sense: window, backoff: Backoff::default() },
-            idle: Sense { name: "idle", sense: idle, backoff: Backoff::default() },
-            input: Sense { name: "input", sense: input, backoff: Backoff::default() },
-        }
-    }
-
-    /// Says what can be measured here, without looking at anything.
-    fn probe(&mut self, now: Reading, day: &mut Day, made: &mut Vec<Record>) {
-        self.window.ask(now, day, made, |sense| sense.probe());
-        self.idle.ask(now, day, made, |sense| sense.probe());
-        self.input.ask(now, day, made, |sense| sense.probe());
-    }
-
-    /// Asks for what may be kept, and for nothing else.
-    fn sample(&mut self, now: Reading, zone: &Zone, day: &mut Day, made: &mut Vec<Record>) -> Sample {
-        let Some(policy) = day.may_observe(now, zone) else {
-            self.rest();
-            return Sample::default();
-        };
-        let idle_ms = self.idle.ask(now, day, made, |sense| sense.idle_ms(now.boot_ms));
-        let counts = if policy.has(Switch::Counts) {
-            self.input.ask(now, day, made, |sense| sense.counts())
-        } else {
-            self.input.sense.rest();
-            None
-        };
-        let may_read = |class: &str, instance: &str| crate::redact::may_read_title(&policy, class, instance);
-        let front = policy.has(Switch::Applications).then(|| self.window.ask(now, day, made, |sense| sense.front(&may_read))).flatten();
-        Sample { front, idle_ms, counts }
-    }
-
-    fn rest(&mut self) {
-        self.idle.sense.rest();
-        self.input.sense.rest();
-    }
-}
-
-impl<T: ?Sized> Sense<T> {
-    fn ask<A>(
-        &mut self,
-        now: Reading,
-        day: &mut Day,
-        made: &mut Vec<Record>,
-        ask: impl FnOnce(&mut T) -> Result<A, SenseError>,
-    ) -> Option<A> {
-        if !self.backoff.is_due(now.boot_ms) {
-            return None;
-        }
-        match ask(&mut self.sense) {
-            Ok(answer) => {
-                self.backoff.succeeded();
-                made.extend(day.sensed(now, self.name, None));
-                Some(answer)
-            }
-            Err(error) => {
-                self.backoff.failed(&error, now.boot_ms);
-                let news = day.sensed(now, self.name, Some(&error.to_string()));
-                if news.is_some() {
-                    tracing::warn!(sense = self.name, %error, "something can't be observed here");
-                }
-                made.extend(news);
-                None
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
+    use std::{
+        path::Path,
+        sync::{
+            Mutex,
+            atomic::{AtomicU64, Ordering},
+        },
     };
 
-    use muster_mesh::{clock::ManualClock, ids::BootId};
+    use muster_mesh::{
+        clock::ManualClock,
+        ids::BootId,
+        record::{Battery, Source},
+    };
 
     use super::{
-        sense::{Counts, Front, Window, tests::policy},
+        sense::{Counts, Front, Power, Rectangle, SenseError, SessionSight, Window, tests::policy},
         *,
     };
 
@@ -624,6 +585,48 @@ mod tests {
         }
     }
 
+    impl<T: Clone> Script<T> {
+        fn first(&self) -> Result<(), SenseError> {
+            self.plays.first().map_or(Ok(()), |(_, play)| play.clone().map(|_| ()))
+        }
+    }
+
+    impl SessionWatch for Script<SessionSight> {
+        fn probe(&mut self) -> Result<(), SenseError> {
+            self.first()
+        }
+
+        fn session(&mut self) -> Result<SessionSight, SenseError> {
+            self.now()
+        }
+    }
+
+    impl CallWatch for Script<bool> {
+        fn probe(&mut self) -> Result<(), SenseError> {
+            self.first()
+        }
+
+        fn is_held(&mut self) -> Result<bool, SenseError> {
+            self.now()
+        }
+    }
+
+    impl PowerSource for Script<Power> {
+        fn probe(&mut self) -> Result<(), SenseError> {
+            self.first()
+        }
+
+        fn power(&mut self, _boot_ms: u64) -> Result<Power, SenseError> {
+            self.now()
+        }
+    }
+
+    impl AddressBook for Script<Vec<String>> {
+        fn addresses(&mut self, _boot_ms: u64) -> Result<Vec<String>, SenseError> {
+            self.now()
+        }
+    }
+
     impl ActiveWindow for Script<Front> {
         fn probe(&mut self) -> Result<(), SenseError> {
             Ok(())
@@ -640,6 +643,10 @@ mod tests {
             }
             Ok(front)
         }
+
+        fn geometry(&mut self) -> Result<Option<Rectangle>, SenseError> {
+            Ok(None)
+        }
     }
 
     impl IdleClock for Script<u64> {
@@ -654,7 +661,7 @@ mod tests {
 
     impl InputCounter for Script<Counts> {
         fn probe(&mut self) -> Result<(), SenseError> {
-            self.plays.first().map_or(Ok(()), |(_, play)| play.clone().map(|_| ()))
+            self.first()
         }
 
         fn counts(&mut self) -> Result<Counts, SenseError> {
@@ -662,18 +669,95 @@ mod tests {
         }
     }
 
+    /// What each sense says, from a moment on.
+    struct Scripts {
+        fronts: Vec<(u64, Result<Front, SenseError>)>,
+        counts: Result<Counts, SenseError>,
+        sessions: Vec<(u64, Result<SessionSight, SenseError>)>,
+        calls: Vec<(u64, Result<bool, SenseError>)>,
+        powers: Vec<(u64, Result<Power, SenseError>)>,
+        addresses: Vec<(u64, Result<Vec<String>, SenseError>)>,
+    }
+
+    impl Scripts {
+        /// An unlocked computer on AC.
+        fn new(fronts: Vec<(u64, Result<Front, SenseError>)>) -> Scripts {
+            Scripts {
+                fronts,
+                counts: Ok(Counts::default()),
+                sessions: vec![(0, Ok(SessionSight::default()))],
+                calls: vec![(0, Ok(false))],
+                powers: vec![(0, Ok(Power { on_ac: true, battery: None }))],
+                addresses: vec![(0, Ok(Vec::new()))],
+            }
+        }
+
+        fn parts(self, clock: &ManualClock, dir: &Path, batches: mpsc::Sender<Closed>) -> (Parts, Spies) {
+            let front = Script::new(clock, self.fronts);
+            let idle = Script::new(clock, vec![(0, Ok(0))]);
+            let input = Script::new(clock, vec![(0, self.counts)]);
+            let session = Script::new(clock, self.sessions);
+            let call = Script::new(clock, self.calls);
+            let power = Script::new(clock, self.powers);
+            let addresses = Script::new(clock, self.addresses);
+            let in_force = watch::Sender::new(None);
+            let spies = Spies {
+                asked: [&front.asked, &idle.asked, &input.asked, &call.asked, &addresses.asked].map(Arc::clone),
+                watched: [&session.asked, &power.asked].map(Arc::clone),
+                titles: front.titles.clone(),
+                in_force: in_force.clone(),
+            };
+            let senses = Senses {
+                window: Box::new(front),
+                idle: Box::new(idle),
+                input: Box::new(input),
+                session: Box::new(session),
+                call: Box::new(call),
+                power: Box::new(power),
+                addresses: Box::new(addresses),
+            };
+            let standing = Standing::new(dir);
+            let (clock, in_force) = (Arc::new(clock.clone()), in_force.subscribe());
+            (Parts { clock, senses, test_mode: false, standing, in_force, batches }, spies)
+        }
+
+        fn bench(self, room: usize) -> Bench {
+            let clock = clock();
+            let dir = tempfile::tempdir().unwrap();
+            let (sender, batches) = mpsc::channel(room);
+            let (parts, spies) = self.parts(&clock, dir.path(), sender);
+            Bench { clock, work: Work::new(parts, Shots::none()), batches, spies, dir }
+        }
+    }
+
+    struct Spies {
+        /// Window, idle, input, call, addresses.
+        asked: [Arc<AtomicU64>; 5],
+        /// The computer itself: session, power.
+        watched: [Arc<AtomicU64>; 2],
+        titles: Arc<Mutex<Vec<String>>>,
+        in_force: watch::Sender<Option<PolicyInForce>>,
+    }
+
+    fn clock() -> ManualClock {
+        ManualClock::new(Reading { wall_ms: 1_795_420_800_000, boot_ms: 0 }, BootId([3; 16]))
+    }
+
     struct Bench {
         clock: ManualClock,
         work: Work,
         batches: mpsc::Receiver<Closed>,
-        in_force: watch::Sender<Option<PolicyInForce>>,
-        asked: Vec<Arc<AtomicU64>>,
-        titles: Arc<Mutex<Vec<String>>>,
+        spies: Spies,
         dir: tempfile::TempDir,
     }
 
     fn window(class: &str) -> Result<Front, SenseError> {
-        Ok(Front::Window(Window { class: class.into(), instance: class.into(), title: Some(format!("title of {class}")) }))
+        Ok(Front::Window(Window {
+            source: Source::X11,
+            class: class.into(),
+            instance: class.into(),
+            title: Some(format!("title of {class}")),
+        }))
     }
 
     fn version(n: u32) -> Version {
@@ -681,24 +765,7 @@ mod tests {
     }
 
     fn bench(fronts: Vec<(u64, Result<Front, SenseError>)>, counts: Result<Counts, SenseError>, room: usize) -> Bench {
-        let clock = ManualClock::new(Reading { wall_ms: 1_795_420_800_000, boot_ms: 0 }, BootId([3; 16]));
-        let front = Script::new(&clock, fronts);
-        let idle = Script::new(&clock, vec![(0, Ok(0))]);
-        let input = Script::new(&clock, vec![(0, counts)]);
-        let asked = vec![front.asked.clone(), idle.asked.clone(), input.asked.clone()];
-        let titles = front.titles.clone();
-        let (sender, batches) = mpsc::channel(room);
-        let (in_force, receiver) = watch::channel(None);
-        let dir = tempfile::tempdir().unwrap();
-        let parts = Parts {
-            clock: Arc::new(clock.clone()),
-            senses: Senses { window: Box::new(front), idle: Box::new(idle), input: Box::new(input) },
-            test_mode: false,
-            standing: Standing::new(dir.path()),
-            in_force: receiver,
-            batches: sender,
-        };
-        Bench { clock, work: Work::new(parts), batches, in_force, asked, titles, dir }
+        Scripts { counts, ..Scripts::new(fronts) }.bench(room)
     }
 
     impl Bench {
@@ -711,7 +778,7 @@ mod tests {
         }
 
         fn policy(&mut self, n: u32, policy: Policy) {
-            self.in_force.send_replace(Some(PolicyInForce { version: version(n), policy, erasure: version(0) }));
+            self.spies.in_force.send_replace(Some(PolicyInForce { version: version(n), policy, erasure: version(0) }));
         }
 
         fn read_notice(&mut self) {
@@ -728,8 +795,24 @@ mod tests {
         }
 
         fn times_asked(&self) -> u64 {
-            self.asked.iter().map(|asked| asked.load(Ordering::Relaxed)).sum()
+            times(&self.spies.asked)
         }
+
+        fn times_watched(&self) -> u64 {
+            times(&self.spies.watched)
+        }
+    }
+
+    fn times(asked: &[Arc<AtomicU64>]) -> u64 {
+        asked.iter().map(|asked| asked.load(Ordering::Relaxed)).sum()
+    }
+
+    fn capabilities<'a>(records: &'a [Record]) -> Vec<(&'a str, bool)> {
+        let of = |record: &'a Record| match &record.kind {
+            Kind::Capability(told) => Some((told.what.as_str(), told.able)),
+            _ => None,
+        };
+        records.iter().filter_map(of).collect()
     }
 
     #[test]
@@ -738,17 +821,109 @@ mod tests {
         bench.seconds(5);
         bench.policy(1, policy());
         bench.seconds(5);
-        assert_eq!(bench.times_asked(), 0);
+        assert_eq!((bench.times_asked(), bench.times_watched()), (0, 0));
         assert!(bench.records().iter().all(|record| record.kind_name() == "capability"));
 
         bench.read_notice();
         bench.seconds(5);
-        assert_eq!(bench.times_asked(), 18);
+        assert_eq!((bench.times_asked(), bench.times_watched()), (6 * 4, 6 * 2), "addresses are off in this policy");
         bench.work.day.pause(bench.clock.now(), None);
         bench.seconds(60);
-        assert_eq!(bench.times_asked(), 18);
+        assert_eq!((bench.times_asked(), bench.times_watched()), (6 * 4, 6 * 2));
         let pause = std::fs::read_to_string(bench.dir.path().join("pause.json")).unwrap();
         assert!(pause.contains("told"), "{pause}");
+    }
+
+    #[test]
+    fn a_locked_a_sleeping_and_an_empty_computer_are_only_asked_about_themselves() {
+        let session = |locked, sleeping| Ok(SessionSight { locked, sleeping });
+        let power = |percent| Ok(Power { on_ac: false, battery: Some(Battery { percent, charging: false }) });
+        let sessions = vec![
+            (0, session(false, false)),
+            (10_000, session(true, false)),
+            (20_000, session(false, true)),
+            (30_000, session(false, false)),
+        ];
+        let powers = vec![(0, power(50)), (40_000, power(9)), (50_000, power(50))];
+        let mut bench = Scripts { sessions, powers, ..Scripts::new(vec![(0, window("Editor"))]) }.bench(64);
+        bench.policy(1, policy());
+        bench.seconds(1);
+        bench.read_notice();
+        let mut asked = Vec::new();
+        for _ in 0..6 {
+            let (asked_before, watched_before) = (bench.times_asked(), bench.times_watched());
+            // From 1 s to 8 s of each ten.
+            bench.seconds(8);
+            asked.push((bench.times_asked() - asked_before, bench.times_watched() - watched_before));
+            bench.seconds(2);
+        }
+        assert_eq!(asked, [(32, 16), (0, 16), (0, 16), (32, 16), (0, 16), (32, 16)]);
+        bench.work.stop();
+        let states: Vec<State> = bench
+            .records()
+            .into_iter()
+            .filter_map(|record| if let Kind::Heartbeat(beat) = record.kind { Some(beat.state) } else { None })
+            .collect();
+        let expected = [State::Active, State::Locked, State::Asleep, State::Active, State::BatteryLow, State::Active, State::Leaving];
+        assert_eq!(states, expected);
+    }
+
+    #[test]
+    fn addresses_are_asked_for_and_told_only_where_the_policy_says_so() {
+        let addresses = |address: &str| Ok(vec![address.to_owned()]);
+        let plays = vec![(0, addresses("10.0.0.1")), (20_000, addresses("10.0.0.2")), (40_000, Err(SenseError::Lost("no".into())))];
+        let mut bench = Scripts { addresses: plays, ..Scripts::new(vec![(0, window("Editor"))]) }.bench(64);
+        bench.policy(1, policy());
+        bench.seconds(1);
+        bench.read_notice();
+        bench.seconds(4);
+        assert_eq!(bench.spies.asked[4].load(Ordering::Relaxed), 0);
+        bench.policy(2, Policy { addresses: true, ..policy() });
+        bench.seconds(5);
+        assert_eq!(bench.spies.asked[4].load(Ordering::Relaxed), 0, "its notice waits");
+        bench.read_notice();
+        bench.seconds(50);
+        bench.work.stop();
+        let records = bench.records();
+        let told: Vec<_> =
+            records.iter().filter_map(|record| if let Kind::Network(told) = &record.kind { Some(&told.addresses) } else { None }).collect();
+        assert_eq!(told, [&["10.0.0.1".to_owned()], &["10.0.0.2".to_owned()]]);
+        assert!(capabilities(&records).contains(&("network", false)));
+    }
+
+    #[test]
+    fn a_window_that_cannot_be_seen_is_a_span_without_a_source() {
+        let mut bench =
+            bench(vec![(0, window("Editor")), (10_000, Err(SenseError::NotSupported("Wayland".into())))], Ok(Counts::default()), 64);
+        bench.policy(1, policy());
+        bench.seconds(1);
+        bench.read_notice();
+        bench.seconds(59);
+        assert_eq!(bench.work.day.state(), State::Active, "nobody is idle by it");
+        bench.work.stop();
+        let spans: Vec<_> = bench
+            .records()
+            .into_iter()
+            .filter_map(|record| if let Kind::Focus(focus) = record.kind { Some((focus.ms, focus.source)) } else { None })
+            .collect();
+        assert_eq!(spans, [(9_000, Source::X11), (50_000, Source::None)]);
+    }
+
+    #[test]
+    fn a_sense_that_only_listens_is_told_once_and_is_back_at_once() {
+        let gone = || Err(SenseError::Lost("the bus is gone".into()));
+        let calls = vec![(0, Ok(false)), (10_000, gone()), (100_000, Ok(true))];
+        let mut bench = Scripts { calls, ..Scripts::new(vec![(0, window("Editor"))]) }.bench(64);
+        bench.policy(1, policy());
+        bench.seconds(1);
+        bench.read_notice();
+        bench.seconds(98);
+        assert_eq!(bench.work.day.state(), State::Active);
+        bench.seconds(1);
+        assert_eq!(bench.work.day.state(), State::Call);
+        let records = bench.records();
+        let told: Vec<bool> = capabilities(&records).into_iter().filter(|(what, _)| *what == "call").map(|(_, able)| able).collect();
+        assert_eq!(told, [true, false, true]);
     }
 
     #[test]
@@ -758,8 +933,8 @@ mod tests {
         bench.seconds(1);
         bench.read_notice();
         bench.seconds(20);
-        assert!(bench.titles.lock().unwrap().iter().all(|class| class == "Editor"));
-        assert!(!bench.titles.lock().unwrap().is_empty());
+        assert!(bench.spies.titles.lock().unwrap().iter().all(|class| class == "Editor"));
+        assert!(!bench.spies.titles.lock().unwrap().is_empty());
     }
 
     #[test]
@@ -820,17 +995,12 @@ mod tests {
         bench.read_notice();
         bench.seconds(60);
         bench.work.stop();
-        let told: Vec<(String, bool)> = bench
-            .records()
-            .into_iter()
-            .filter_map(
-                |record| if let Kind::Capability(capability) = record.kind { Some((capability.what, capability.able)) } else { None },
-            )
-            .collect();
-        let of = |what: &str| told.iter().filter(|(name, _)| name == what).map(|(_, able)| *able).collect::<Vec<_>>();
+        let records = bench.records();
+        let told = capabilities(&records);
+        let of = |what: &str| told.iter().filter(|(name, _)| *name == what).map(|(_, able)| *able).collect::<Vec<_>>();
         assert_eq!(of("window"), [true, false, true], "{told:?}");
         assert_eq!(of("input"), [false], "{told:?}");
-        assert_eq!(bench.asked[2].load(Ordering::Relaxed), 0, "what isn't supported is not asked hot");
+        assert_eq!(bench.spies.asked[2].load(Ordering::Relaxed), 0, "what isn't supported is not asked hot");
     }
 
     #[test]
@@ -840,7 +1010,7 @@ mod tests {
         bench.seconds(1);
         bench.read_notice();
         bench.seconds(5);
-        let lost = bench.work.lost.records;
+        let lost = bench.work.lost[0].records;
         assert!(lost > 0);
         bench.records();
         bench.seconds(70);
@@ -863,23 +1033,74 @@ mod tests {
         assert_eq!(again.pausing(bench.clock.now(), BootId([3; 16])), bench.work.day.pausing());
     }
 
+    /// A bench whose pictures come from a script.
+    fn photographed(policy: Policy) -> (Bench, shots::tests::Script) {
+        let mut bench = bench(vec![(0, window("Editor"))], Ok(Counts::default()), 64);
+        let film = shots::tests::Script::default();
+        let camera = Box::new(film.clone());
+        bench.work.shots = Shots::with_chance(bench.dir.path(), shots::Narrowing::default(), Some(camera), shots::tests::at_once());
+        let now = bench.clock.now();
+        bench.work.day.set_served(Switch::Pictures, bench.work.shots.serves(), now);
+        bench.policy(1, policy);
+        bench.seconds(1);
+        bench.read_notice();
+        (bench, film)
+    }
+
+    #[test]
+    fn a_detailed_log_is_the_windows_until_now_and_a_batch_per_picture() {
+        let mut policy = shots::tests::logs(1);
+        policy.hours = muster_mesh::policy::WorkingHours::parse("mon-sun", "08:01", "24:00").unwrap();
+        // The hours begin with the first minute in which a log can be due.
+        let (mut bench, film) = photographed(policy);
+        bench.seconds(58);
+        assert_eq!(film.0.lock().unwrap().asked.len(), 0);
+        bench.seconds(2);
+        film.0.lock().unwrap().answers.push_back(Ok(vec![shots::tests::picture(1), shots::tests::picture(2)]));
+        bench.seconds(5);
+        let closed = bench.closed();
+        let pictures: Vec<&Closed> = closed.iter().filter(|closed| closed.lane == Lane::Pictures).collect();
+        assert_eq!(pictures.iter().map(|closed| (closed.records.len(), closed.context.policy)).collect::<Vec<_>>(), [(1, version(1)); 2]);
+        assert_eq!(bench.work.snapshot().observed[3], 2, "they count among what was observed");
+    }
+
+    #[test]
+    fn a_pause_throws_the_picture_away_before_anybody_sees_it() {
+        let (mut bench, film) = photographed(shots::tests::every_15_s());
+        bench.seconds(17);
+        assert_eq!(film.0.lock().unwrap().asked.len(), 1);
+        film.0.lock().unwrap().answers.push_back(Ok(vec![shots::tests::picture(7)]));
+        bench.seconds(1);
+        bench.work.day.pause(bench.clock.now(), None);
+        let now = bench.clock.now();
+        bench.work.tick(now);
+        bench.work.day.resume();
+        bench.seconds(5);
+        let records = bench.records();
+        assert!(records.iter().all(|record| record.kind_name() != "screenshot"));
+        let told: Vec<GapReason> =
+            records.iter().filter_map(|record| if let Kind::Gap(gap) = &record.kind { Some(gap.reason) } else { None }).collect();
+        assert_eq!(told, [GapReason::Paused]);
+    }
+
+    #[test]
+    fn pictures_that_nobody_read_about_are_not_taken() {
+        let (mut bench, film) = photographed(policy());
+        bench.policy(2, shots::tests::every_15_s());
+        bench.seconds(60);
+        assert_eq!(film.0.lock().unwrap().asked.len(), 0);
+        bench.read_notice();
+        bench.seconds(17);
+        assert_eq!(film.0.lock().unwrap().asked.len(), 1);
+    }
+
     #[tokio::test]
     async fn the_running_collector_answers_and_its_last_batch_says_stop() {
-        let Bench { clock, batches, in_force, dir, .. } = bench(vec![], Ok(Counts::default()), 1);
-        drop(batches);
+        let clock = clock();
+        let dir = tempfile::tempdir().unwrap();
         let (sender, mut batches) = mpsc::channel(64);
-        let front = Script::new(&clock, vec![(0, window("Editor"))]);
-        let idle = Script::new(&clock, vec![(0, Ok(0))]);
-        let input = Script::new(&clock, vec![(0, Ok(Counts::default()))]);
-        let collector = Collector::start(Parts {
-            clock: Arc::new(clock.clone()),
-            senses: Senses { window: Box::new(front), idle: Box::new(idle), input: Box::new(input) },
-            test_mode: false,
-            standing: Standing::new(dir.path()),
-            in_force: in_force.subscribe(),
-            batches: sender,
-        })
-        .unwrap();
+        let (parts, Spies { in_force, .. }) = Scripts::new(vec![(0, window("Editor"))]).parts(&clock, dir.path(), sender);
+        let collector = Collector::start(parts).unwrap();
         let asker = collector.asker();
         assert_eq!(asker.notice().await.unwrap_err(), AskError::NoPolicy);
         in_force.send_replace(Some(PolicyInForce { version: version(1), policy: policy(), erasure: version(0) }));

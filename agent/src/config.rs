@@ -24,6 +24,8 @@ pub struct Config {
     pub relays: Vec<Relay>,
     #[serde(default)]
     pub queue: Queue,
+    #[serde(default)]
+    pub pictures: Pictures,
     pub status: Option<Status>,
 }
 
@@ -43,6 +45,20 @@ pub struct Relay {
 pub struct Queue {
     pub budget: Bytes,
     pub pictures_budget: Bytes,
+}
+
+/// How this computer narrows what the policy allows; the hub sees that it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pictures {
+    /// No pictures at all.
+    pub off: bool,
+    /// Blurred, also where the policy doesn't ask for it.
+    pub blur: bool,
+    /// Seconds; pictures at an interval come no sooner than this.
+    pub interval_min_s: u32,
+    /// The program that takes them. None: `muster-shot` beside this one.
+    pub helper: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -103,6 +119,11 @@ mod tests {
         [queue]
         budget = "64 MiB"
         pictures_budget = "512 MiB"
+
+        [pictures]
+        off = false
+        blur = false
+        interval_min_s = 0
     "#;
 
     fn read(text: &str) -> Result<Config, String> {
@@ -116,6 +137,7 @@ mod tests {
     fn the_example_is_read() {
         let config = read(EXAMPLE).unwrap();
         assert_eq!((config.queue, config.relays.len(), config.status), (Queue::default(), 2, None));
+        assert_eq!(config.pictures, Pictures::default());
         assert_eq!(config.relays[1].id.to_string(), "site/home/relay/home-1");
     }
 
@@ -127,6 +149,8 @@ mod tests {
             ("site/home/relay/home-1", "hub/hub-1", "relay"),
             ("certificate = \"~/.config/muster/agent.pem\"", "", "certificate"),
             ("[queue]", "[status]", "listen"),
+            ("off = false", "of = false", "of"),
+            ("interval_min_s = 0", "interval_min_s = -1", "interval_min_s"),
         ] {
             let line = read(&EXAMPLE.replace(from, to)).expect_err(to);
             assert!(line.contains(names) && !line.contains('\n'), "{to}: {line}");

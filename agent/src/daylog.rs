@@ -18,7 +18,7 @@ use jiff::civil::Date;
 use muster_mesh::{
     ids::{Lane, SpoolId},
     message::{Reason, Verdict},
-    record::{Application, KIND_NAMES, Kind, Record, Session},
+    record::{Application, KIND_NAMES, Kind, Record, Session, Why},
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,8 +42,17 @@ pub struct Entry {
     pub private: u32,
     /// Pauses that ended: (begin in milliseconds UTC, length in milliseconds).
     pub pauses: Vec<(i64, u64)>,
-    /// Records that gaps name.
+    /// Records that gaps name; what never was isn't among them.
     pub dropped: u64,
+    /// Detailed logs, each by its first picture.
+    #[serde(default)]
+    pub logs: u32,
+    /// Pictures at an interval, of several monitors together.
+    #[serde(default)]
+    pub pictures: u32,
+    /// Pictures that were asked for and not taken, by the reason's name.
+    #[serde(default)]
+    pub untaken: BTreeMap<String, u64>,
 }
 
 /// One day, as far as it is remembered.
@@ -79,7 +88,19 @@ enum Line {
 
 impl Entry {
     pub fn of(lane: Lane, spool: SpoolId, seq: u64, at_ms: i64, records: &[Record]) -> Entry {
-        let mut entry = Entry { lane, spool, seq, at_ms, kinds: [0; KIND_NAMES.len()], private: 0, pauses: Vec::new(), dropped: 0 };
+        let mut entry = Entry {
+            lane,
+            spool,
+            seq,
+            at_ms,
+            kinds: [0; KIND_NAMES.len()],
+            private: 0,
+            pauses: Vec::new(),
+            dropped: 0,
+            logs: 0,
+            pictures: 0,
+            untaken: BTreeMap::new(),
+        };
         for record in records {
             entry.kinds[record.tag()] += 1;
             match &record.kind {
@@ -88,7 +109,14 @@ impl Entry {
                     let begin = record.at.saturating_sub(i64::try_from(*paused_ms).unwrap_or(i64::MAX));
                     entry.pauses.push((begin, *paused_ms));
                 }
+                Kind::Gap(gap) if gap.reason.is_not_taken() => {
+                    *entry.untaken.entry(gap.reason.name().into()).or_default() += gap.records;
+                }
                 Kind::Gap(gap) => entry.dropped += gap.records,
+                Kind::Screenshot(screenshot) if screenshot.part == 0 => match screenshot.why {
+                    Why::DetailedLog => entry.logs += 1,
+                    Why::Interval => entry.pictures += 1,
+                },
                 Kind::Heartbeat(_)
                 | Kind::Activity(_)
                 | Kind::Focus(_)
@@ -214,7 +242,7 @@ fn lines(path: &Path) -> io::Result<Vec<Line>> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use muster_mesh::record::{Focus, Source};
+    use muster_mesh::record::{Area, Focus, Gap, GapReason, PictureFormat, Screenshot, Source};
 
     use super::*;
 
@@ -254,6 +282,33 @@ mod tests {
         assert_eq!(day.entries, [entry(1)]);
         assert_eq!((day.entries[0].kinds[2], day.entries[0].private, &day.entries[0].pauses[..]), (2, 1, &[(6_000, 4_000)][..]));
         assert_eq!(day.verdicts[&(SPOOL, 1)], ("held".into(), "unknown_version".into()));
+    }
+
+    #[test]
+    fn pictures_are_counted_by_why_and_what_was_not_taken_by_its_reason() {
+        let screenshot = |why, part| {
+            let (area, format) = (Area::Monitor, PictureFormat::Webp);
+            let (sha256, group, bytes) = ([0; 32], [0; 16], Vec::new());
+            let shot = Screenshot { area, width: 1, height: 1, format, blurred: true, why, sha256, group, part, parts: 2, bytes };
+            Record { at: 0, kind: Kind::Screenshot(shot) }
+        };
+        let gap = |reason| Record { at: 0, kind: Kind::Gap(Gap { lane: Lane::Pictures, numbers: None, records: 1, bytes: 0, reason }) };
+        let records = [
+            screenshot(Why::DetailedLog, 0),
+            screenshot(Why::DetailedLog, 1),
+            screenshot(Why::Interval, 0),
+            gap(GapReason::Paused),
+            gap(GapReason::Paused),
+            gap(GapReason::Budget),
+        ];
+        let entry = Entry::of(Lane::Pictures, SPOOL, 1, 0, &records);
+        assert_eq!((entry.logs, entry.pictures, entry.dropped), (1, 1, 1));
+        assert_eq!(entry.untaken, BTreeMap::from([("paused".to_owned(), 2)]));
+        let mut older = serde_json::to_value(&entry).unwrap();
+        for field in ["logs", "pictures", "untaken"] {
+            older.as_object_mut().unwrap().remove(field);
+        }
+        assert_eq!(serde_json::from_value::<Entry>(older).unwrap().logs, 0, "a line of an older build is read");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Blocking: what is noted of each batch beside the queue: a line in the day log for the person, and a count for those who compare.
+//! Blocking: what is noted of each batch beside the queue: a line in the day log and a copy of each picture for the person, and a count for
+//! those who compare.
 
 use std::{
     io,
@@ -7,7 +8,7 @@ use std::{
 
 use muster_mesh::{
     clock::Clock,
-    ids::SpoolId,
+    ids::{Lane, SpoolId},
     message::{Reason, Verdict},
     ranges::Ranges,
 };
@@ -16,6 +17,7 @@ use serde_json::Value;
 use crate::{
     daylog::{DayLog, Entry},
     journal::Journal,
+    shots::album::Album,
     spool::Sealed,
     tally::Tally,
     today,
@@ -25,6 +27,7 @@ use crate::{
 pub struct Diary {
     clock: Arc<dyn Clock>,
     log: DayLog,
+    album: Album,
     tally: Tally,
     refused: bool,
 }
@@ -33,15 +36,21 @@ pub struct Diary {
 pub type SharedDiary = Arc<Mutex<Diary>>;
 
 impl Diary {
-    pub fn new(clock: Arc<dyn Clock>, log: DayLog) -> SharedDiary {
-        Arc::new(Mutex::new(Diary { clock, log, tally: Tally::default(), refused: false }))
+    pub fn new(clock: Arc<dyn Clock>, log: DayLog, album: Album) -> SharedDiary {
+        Arc::new(Mutex::new(Diary { clock, log, album, tally: Tally::default(), refused: false }))
+    }
+
+    /// Lets go of pictures that are two days old, also while no new ones come.
+    pub fn sweep(&mut self) {
+        let swept = self.album.sweep(self.clock.now().wall_ms);
+        self.noted(swept);
     }
 
     fn noted(&mut self, written: io::Result<()>) {
         match written {
             Ok(()) => self.refused = false,
             Err(error) if !self.refused => {
-                tracing::warn!(%error, "the day log can't be written: `today` will lack what is collected now");
+                tracing::warn!(%error, "the day log can't be written: `today` and `shots` will lack what is collected now");
                 self.refused = true;
             }
             Err(_) => {}
@@ -63,6 +72,15 @@ impl Journal for Diary {
             self.tally.made(header.spool, header.seq, &batch.records, now.boot_ms);
             let entry = Entry::of(batch.lane, header.spool, header.seq, now.wall_ms, &batch.records);
             let written = self.log.note(date, entry);
+            self.noted(written);
+        }
+    }
+
+    fn kept(&mut self, sealed: &[Sealed]) {
+        let now_ms = self.clock.now().wall_ms;
+        for batch in sealed.iter().filter(|batch| batch.lane == Lane::Pictures) {
+            let header = batch.envelope.header();
+            let written = self.album.note(header.spool, header.seq, &batch.records, now_ms);
             self.noted(written);
         }
     }

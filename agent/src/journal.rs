@@ -14,6 +14,8 @@ use crate::spool::{Incident, Sealed};
 pub trait Journal: Send {
     /// These are numbered and sealed, and committed right after this returns: what is written and synced here is never behind the queue.
     fn made(&mut self, _sealed: &[Sealed]) {}
+    /// These lie on the disk now.
+    fn kept(&mut self, _sealed: &[Sealed]) {}
     /// These newly lie on the disk of the relay with this place in the configuration.
     fn relay(&mut self, _relay: usize, _numbers: &[(SpoolId, u64)]) {}
     /// The hub newly says that it has these (after a start: says again); `shown` are the verdicts that are neither stored nor repeat.

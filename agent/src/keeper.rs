@@ -42,6 +42,8 @@ const TICK: Duration = Duration::from_secs(1);
 const BURST_MAX: usize = 1_024;
 /// Between two attempts to open a folder again, or to find room on a full disk.
 const RETRY_MS: u64 = 2_000;
+/// Between two looks whether a disk that had no room for pictures has some.
+const PICTURES_RETRY_MS: u64 = 10_000;
 /// A segment is closed at this age.
 const ROLL_EVERY_MS: u64 = 24 * 3_600 * 1_000;
 /// The last dial, beside the telemetry lane's segments.
@@ -352,10 +354,20 @@ struct Kept<D> {
     fault: Option<oneshot::Sender<Fault>>,
     relay: usize,
     disk_full: bool,
+    /// The disk had no room for pictures when this was looked for last (boot clock): none is kept, and each is counted.
+    no_pictures_since_ms: Option<u64>,
+    /// Pictures that were dropped, and no gap says so yet.
+    dropped: Dropped,
     retried_ms: u64,
     rolled_ms: u64,
     view: watch::Sender<Arc<AgentSide>>,
     changed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Dropped {
+    records: u64,
+    bytes: u64,
 }
 
 impl<D: Directory + Send + 'static> Kept<D> {
@@ -373,6 +385,8 @@ impl<D: Directory + Send + 'static> Kept<D> {
             fault: None,
             relay: 0,
             disk_full: false,
+            no_pictures_since_ms: None,
+            dropped: Dropped::default(),
             retried_ms: now_ms,
             rolled_ms: now_ms,
             view,
@@ -438,6 +452,7 @@ impl<D: Directory + Send + 'static> Kept<D> {
     // --- batches ---
 
     fn commit(&mut self) {
+        self.stop_pictures_in_time();
         while !self.pending.is_empty() && self.spool.is_some() && !self.disk_full {
             let before = self.pending.len();
             let committed = self.commit_group();
@@ -445,8 +460,78 @@ impl<D: Directory + Send + 'static> Kept<D> {
                 self.budget();
             }
             if self.pending.len() == before {
-                return;
+                break;
             }
+        }
+        self.tell_dropped();
+    }
+
+    // --- a disk without room: pictures stop first ---
+
+    fn stop_pictures_in_time(&mut self) {
+        let is_picture = |(closed, _): &(Closed, OwnedSemaphorePermit)| closed.lane == Lane::Pictures;
+        if !self.pending.iter().any(is_picture) {
+            return;
+        }
+        let has_room = self.spool.as_mut().is_none_or(Spool::has_room_for_pictures);
+        if self.disk_full || self.no_pictures_since_ms.is_some() || !has_room {
+            self.stop_pictures();
+        }
+    }
+
+    /// Those that wait are dropped and counted, so that nothing waits behind them.
+    fn stop_pictures(&mut self) {
+        if self.no_pictures_since_ms.is_none() {
+            tracing::warn!("the disk has no room for pictures: none is kept until it has, and each is counted");
+            self.no_pictures_since_ms = Some(self.plan.clock.now().boot_ms);
+        }
+        let mut new_spools = false;
+        for (closed, room) in std::mem::take(&mut self.pending) {
+            if closed.lane == Lane::Pictures {
+                self.dropped.records += closed.records.len() as u64;
+                self.dropped.bytes += muster_mesh::record::encode(&closed.records).len() as u64;
+                new_spools |= closed.new_spools;
+            } else {
+                let new_spools = std::mem::take(&mut new_spools) || closed.new_spools;
+                self.pending.push_back((Closed { new_spools, ..closed }, room));
+            }
+        }
+        if new_spools {
+            // Nothing behind it brings them.
+            let birth = birth(&*self.plan.clock);
+            self.with(|spool| spool.begin(birth));
+        }
+    }
+
+    /// As soon as it can be committed.
+    fn tell_dropped(&mut self) {
+        if self.dropped.records == 0 || self.disk_full {
+            return;
+        }
+        let (now, Dropped { records, bytes }) = (self.plan.clock.now(), &self.dropped);
+        let (records, bytes) = (*records, *bytes);
+        if self.with(|spool| spool.note_dropped(Lane::Pictures, records, bytes, now)).is_some() {
+            self.dropped = Dropped::default();
+            self.tell(vec![Incident::Dropped { lane: Lane::Pictures, reason: GapReason::Budget, batches: records }]);
+        }
+    }
+
+    fn try_pictures_again(&mut self) {
+        let (now_ms, birth) = (self.plan.clock.now().boot_ms, birth(&*self.plan.clock));
+        self.no_pictures_since_ms = Some(now_ms);
+        let Some(spool) = self.spool.as_mut().filter(|_| !self.disk_full) else { return };
+        self.changed = true;
+        if !spool.has_room_for_pictures() {
+            return;
+        }
+        // A new spool leaves the numbers whose commit failed, and its file finds out whether there is room.
+        match spool.begin_lane(Lane::Pictures, birth) {
+            Ok(()) => {
+                tracing::info!("the disk has room for pictures again");
+                self.no_pictures_since_ms = None;
+            }
+            Err(SpoolError::Disk(DirectoryError::Full)) => {}
+            Err(error) => self.failed(error),
         }
     }
 
@@ -489,7 +574,14 @@ impl<D: Directory + Send + 'static> Kept<D> {
     }
 
     fn commit_sealed(&mut self, lane: Lane, group: &[Sealed]) -> bool {
-        if self.with(|spool| spool.commit_all(lane, group)).is_none() {
+        let Some(spool) = &mut self.spool else { return false };
+        let committed = spool.commit_all(lane, group);
+        self.changed = true;
+        if let Err(error) = committed {
+            match error {
+                SpoolError::Disk(DirectoryError::Full) if lane == Lane::Pictures => self.stop_pictures(),
+                error => self.failed(error),
+            }
             return false;
         }
         metrics::counter!("muster_agent_batches_total", "lane" => lane.name()).increment(group.len() as u64);
@@ -670,13 +762,14 @@ impl<D: Directory + Send + 'static> Kept<D> {
             }
             return;
         }
-        let (now, birth) = (self.plan.clock.now(), birth(&*self.plan.clock));
-        let freed = self.with(|spool| spool.free_one(Lane::Pictures, now));
-        self.tell(freed.flatten().flatten().into_iter().collect());
+        let [freeing, beginning] = [birth(&*self.plan.clock), birth(&*self.plan.clock)];
+        let freed = self.with(|spool| spool.free_pictures(freeing));
+        self.tell(freed.flatten().into_iter().collect());
         // New files find out whether there is room; new spools leave the numbers whose commit failed.
-        if self.spool.is_some() && self.with(|spool| spool.begin(birth)).is_some() {
+        if self.spool.is_some() && self.with(|spool| spool.begin(beginning)).is_some() {
             tracing::info!("the disk has room again");
             self.disk_full = false;
+            self.tell_dropped();
         }
     }
 
@@ -743,6 +836,9 @@ impl<D: Directory + Send + 'static> Owner for Kept<D> {
         let now_ms = self.plan.clock.now().boot_ms;
         if (self.spool.is_none() || self.disk_full) && now_ms.saturating_sub(self.retried_ms) >= RETRY_MS {
             self.retry();
+        }
+        if self.no_pictures_since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= PICTURES_RETRY_MS) {
+            self.try_pictures_again();
         }
         if now_ms.saturating_sub(self.rolled_ms) >= ROLL_EVERY_MS {
             self.rolled_ms = now_ms;

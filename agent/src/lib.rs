@@ -2,16 +2,21 @@
 
 pub mod answers;
 pub mod batcher;
+pub mod bus;
 pub mod cli;
 pub mod collect;
 pub mod config;
 pub mod daylog;
+pub mod desktop;
 pub mod diary;
 pub mod journal;
 pub mod keeper;
+pub mod network;
 pub mod news;
+pub mod power;
 pub mod redact;
 pub mod run;
+pub mod shots;
 pub mod spool;
 pub mod standing;
 pub mod tally;

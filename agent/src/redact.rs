@@ -1,6 +1,10 @@
 //! Quiet: what of a window may become a record. Everything that was seen passes here before it is kept anywhere.
 
-use muster_mesh::{limits, policy::Policy, record::Application};
+use muster_mesh::{
+    limits,
+    policy::Policy,
+    record::{Application, Source},
+};
 
 use crate::collect::sense::{Front, Window};
 
@@ -12,6 +16,8 @@ const APPLICATION_CHARS_MAX: usize = 128;
 pub struct Shown {
     pub application: Application,
     pub title: Option<String>,
+    /// None: it couldn't be seen.
+    pub source: Source,
 }
 
 /// Whether the title of a program's window may be read at all. A program without a name could be any, so also an excluded one.
@@ -21,17 +27,19 @@ pub fn may_read_title(policy: &Policy, class: &str, instance: &str) -> bool {
 
 /// Applies the policy.
 pub fn front(policy: &Policy, front: Front) -> Shown {
-    let Front::Window(Window { class, instance, title }) = front else {
-        return Shown { application: Application::None, title: None };
+    let Window { source, class, instance, title } = match front {
+        Front::Unseen => return Shown { application: Application::None, title: None, source: Source::None },
+        Front::Nothing(source) => return Shown { application: Application::None, title: None, source },
+        Front::Window(window) => window,
     };
     if is_private(policy, &class, &instance) {
-        return Shown { application: Application::Private, title: None };
+        return Shown { application: Application::Private, title: None, source };
     }
     let title = title.filter(|_| may_read_title(policy, &class, &instance));
     let title = title.map(|title| clean(&title, limits::TITLE_CHARS_MAX)).filter(|title| !title.is_empty());
     let name = clean(&class, APPLICATION_CHARS_MAX);
     let application = if name.is_empty() { Application::None } else { Application::Named(name) };
-    Shown { application, title }
+    Shown { application, title, source }
 }
 
 fn is_private(policy: &Policy, class: &str, instance: &str) -> bool {
@@ -76,11 +84,15 @@ mod tests {
     use crate::collect::sense::tests::policy;
 
     fn window(class: &str, title: &str) -> Front {
-        Front::Window(Window { class: class.into(), instance: class.to_lowercase(), title: Some(title.into()) })
+        Front::Window(Window { source: Source::X11, class: class.into(), instance: class.to_lowercase(), title: Some(title.into()) })
     }
 
     fn named(name: &str) -> Application {
         Application::Named(name.into())
+    }
+
+    fn shown(application: Application, title: Option<&str>) -> Shown {
+        Shown { application, title: title.map(str::to_owned), source: Source::X11 }
     }
 
     #[test]
@@ -88,29 +100,36 @@ mod tests {
         let policy = policy();
         for class in ["KeePassXC", "keepassxc", "KEEPASSXC\n", " KeePassXC "] {
             assert!(!may_read_title(&policy, class, ""), "{class:?}");
-            let shown = front(&policy, window(class, "my bank"));
-            assert_eq!(shown, Shown { application: Application::Private, title: None }, "{class:?}");
+            assert_eq!(front(&policy, window(class, "my bank")), shown(Application::Private, None), "{class:?}");
         }
-        let by_instance = Front::Window(Window { class: "Tool".into(), instance: "keepassxc".into(), title: Some("my bank".into()) });
+        let by_instance = Front::Window(Window {
+            source: Source::X11,
+            class: "Tool".into(),
+            instance: "keepassxc".into(),
+            title: Some("my bank".into()),
+        });
         assert_eq!(front(&policy, by_instance).application, Application::Private);
     }
 
     #[test]
     fn a_title_stays_only_where_the_policy_allows_it() {
         let mut policy = policy();
-        assert_eq!(
-            front(&policy, window("Editor", "letter.txt")),
-            Shown { application: named("Editor"), title: Some("letter.txt".into()) }
-        );
+        assert_eq!(front(&policy, window("Editor", "letter.txt")), shown(named("Editor"), Some("letter.txt")));
         policy.titles = false;
         assert!(!may_read_title(&policy, "Editor", "editor"));
-        assert_eq!(front(&policy, window("Editor", "letter.txt")), Shown { application: named("Editor"), title: None });
+        assert_eq!(front(&policy, window("Editor", "letter.txt")), shown(named("Editor"), None));
     }
 
     #[test]
     fn a_window_without_a_name_keeps_no_title() {
-        assert_eq!(front(&policy(), window("\u{0}", "could be anything")), Shown { application: Application::None, title: None });
-        assert_eq!(front(&policy(), Front::Nothing).application, Application::None);
+        assert_eq!(front(&policy(), window("\u{0}", "could be anything")), shown(Application::None, None));
+        assert_eq!(front(&policy(), Front::Nothing(Source::X11)), shown(Application::None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_has_no_source() {
+        let shown = front(&policy(), Front::Unseen);
+        assert_eq!(shown, Shown { application: Application::None, title: None, source: Source::None });
     }
 
     #[test]

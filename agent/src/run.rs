@@ -3,9 +3,10 @@
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -35,18 +36,26 @@ use crate::{
     collect::{BATCHES_WAITING_MAX, Collector, Parts, Snapshot, day::PolicyInForce},
     config::Config,
     daylog::{DAYLOG_BYTES_MAX, DayLog},
+    desktop::Desktop,
     diary::{Diary, SharedDiary},
     keeper::{Keeper, Keepers, Plan},
     news::Newest,
+    shots::{
+        Narrowing, Shots,
+        album::{ALBUM_BYTES_MAX, Album},
+        camera::Camera,
+        helper::{self, Helper},
+    },
     spool::{BatchContext, Sizes},
     standing::Standing,
     today::Place,
     uplink::{self, Doing, Link, RelayAddress, Uplink},
-    x11,
 };
 
 /// redb's cache per open segment; two are open in each lane.
 const CACHE_BYTES: usize = 512 << 10;
+/// Pictures stay at most this much longer than their two days.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// A certificate that ends within this is worth a word at the start.
 const ENDS_SOON_MS: i64 = 7 * 24 * 3_600 * 1_000;
 
@@ -81,6 +90,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let leaving = CancellationToken::new();
     let uplink = tokio::spawn(uplink.run(leaving.clone()));
     let sleep = tokio::spawn(uplink::watch_sleep(clock.clone(), wake, closing.clone()));
+    let sweeper = tokio::spawn(sweep(diary.clone(), closing.clone()));
 
     let answers = Answers {
         asker,
@@ -107,6 +117,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     closing.cancel();
     control.await.context("the control socket")?;
     sleep.await.context("the watch over sleep")?;
+    sweeper.await.context("the sweeper of old pictures")?;
     if let Some(health) = health {
         health.await.context("health and metrics")?;
     }
@@ -148,7 +159,21 @@ fn diary(state: &StateDir, clock: &Arc<dyn Clock>) -> Result<SharedDiary, Compla
     let log = DayLog::open(state.path(), DAYLOG_BYTES_MAX).map_err(|error| {
         Complaint::new(format!("the day log in {} can't be opened: {error}", state.path().display()), "Look after the state folder")
     })?;
-    Ok(Diary::new(clock.clone(), log))
+    let album = Album::open(state.path(), ALBUM_BYTES_MAX).map_err(|error| {
+        Complaint::new(format!("the pictures in {} can't be opened: {error}", state.path().display()), "Look after the state folder")
+    })?;
+    Ok(Diary::new(clock.clone(), log, album))
+}
+
+/// Pictures that are two days old go, also while no new ones come.
+async fn sweep(diary: SharedDiary, stop: CancellationToken) {
+    let mut looks = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = looks.tick() => diary.lock().unwrap_or_else(PoisonError::into_inner).sweep(),
+        }
+    }
 }
 
 fn plan(config: &Config, state: &Path, device: DeviceId, clock: &Arc<dyn Clock>, diary: &SharedDiary) -> Plan<Segments> {
@@ -200,12 +225,22 @@ pub struct Observing {
 
 /// Starts the collector on this desktop.
 pub fn observe(config: &Config, state: &Path, clock: Arc<dyn Clock>) -> anyhow::Result<Observing> {
+    let shots = shots(config, state, &clock)?;
     let standing = Standing::new(state);
     let (in_force, receiver) = watch::channel(standing.in_force());
     let (sender, batches) = mpsc::channel(BATCHES_WAITING_MAX);
-    let parts = Parts { clock, senses: x11::senses(None), test_mode: config.test_mode, standing, in_force: receiver, batches: sender };
-    let collector = Collector::start(parts).context("the collector's thread can't be started")?;
+    let senses = Desktop::here().senses().context("the thread that listens to the buses can't be started")?;
+    let parts = Parts { clock, senses, test_mode: config.test_mode, standing, in_force: receiver, batches: sender };
+    let collector = Collector::start_with(parts, shots).context("the collector's thread can't be started")?;
     Ok(Observing { collector, batches, in_force })
+}
+
+fn shots(config: &Config, state: &Path, clock: &Arc<dyn Clock>) -> Result<Shots, Complaint> {
+    let pictures = &config.pictures;
+    let program = helper::find(pictures.helper.as_deref().map(expand).as_deref())?;
+    let camera = program.map(|program| Box::new(Helper::new(program, clock.clone())) as Box<dyn Camera>);
+    let narrowing = Narrowing { off: pictures.off, blur: pictures.blur, interval_min_s: pictures.interval_min_s };
+    Ok(Shots::new(state, narrowing, camera))
 }
 
 /// Collection, which ends once, by whoever asks first. Clones end the same.

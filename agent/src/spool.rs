@@ -15,7 +15,7 @@ use muster_mesh::{
     message::{HubAck, Returned, Welcome},
     queue::{
         Queue, Unreadable,
-        directory::{Directory, DirectoryError, Entry},
+        directory::{Directory, DirectoryError, Entry, Room},
         sidecar::{Born, Sidecar},
     },
     ranges::Ranges,
@@ -133,12 +133,21 @@ impl<D: Directory> Spool<D> {
 
     /// Begins new spools in both lanes: at each start, and when the wall clock stepped.
     pub fn begin(&mut self, birth: Birth) -> Result<(), SpoolError> {
-        for lane in Lane::ALL {
+        self.begin_lanes(&Lane::ALL, birth)
+    }
+
+    /// Begins a new spool in one lane: the numbers of a commit that failed are left behind.
+    pub fn begin_lane(&mut self, lane: Lane, birth: Birth) -> Result<(), SpoolError> {
+        self.begin_lanes(&[lane], birth)
+    }
+
+    fn begin_lanes(&mut self, lanes: &[Lane], birth: Birth) -> Result<(), SpoolError> {
+        for lane in lanes {
             self.side.closed(self.lanes[lane.index()].open);
         }
         // Before a roll deletes the empty segment that alone names its spool.
         self.save_stubs()?;
-        for lane in Lane::ALL {
+        for &lane in lanes {
             let id = SpoolId::new(birth.now.wall_ms.max(0) as u64, birth.random[lane.index()]);
             self.side.opened(id, lane);
             self.lanes[lane.index()].open = id;
@@ -244,7 +253,15 @@ impl<D: Directory> Spool<D> {
             self.side.holds(header.spool, position.segment, header.seq, header.seq);
             self.side.stated(header.spool, header.seq, &sealed.head.tails);
         }
+        if let Some(journal) = &self.journal {
+            journal.lock().unwrap_or_else(PoisonError::into_inner).kept(sealed);
+        }
         Ok(())
+    }
+
+    /// Batches of a lane that never got a number are dropped: a `Gap` says so before they are forgotten.
+    pub fn note_dropped(&mut self, lane: Lane, records: u64, bytes: u64, now: Reading) -> Result<(), SpoolError> {
+        self.commit_gaps(vec![Gap { lane, numbers: None, records, bytes, reason: GapReason::Budget }], now)
     }
 
     /// Seals and commits records of the telemetry lane that the spool itself makes.
@@ -404,6 +421,12 @@ impl<D: Directory> Spool<D> {
         Ok(())
     }
 
+    /// Whether the disk has room for pictures besides what the rest of the day needs.
+    pub fn has_room_for_pictures(&mut self) -> bool {
+        let room = self.directory(Lane::Pictures).room();
+        room.is_none_or(|Room { free, size }| free > limits::PICTURES_LEAVE_BYTES.min(size / limits::PICTURES_LEAVE_PART))
+    }
+
     /// Frees segments until each lane is within its budget: first what the connected relay claims, then the oldest, with a `Gap` before it.
     pub fn keep_budget(&mut self, now: Reading) -> Result<Vec<Incident>, SpoolError> {
         let mut incidents = Vec::new();
@@ -416,9 +439,20 @@ impl<D: Directory> Spool<D> {
         Ok(incidents)
     }
 
+    /// On a disk without a byte left: pictures make room for the rest. The `Gap` that names them comes first, in what the folder's reserve gives.
+    pub fn free_pictures(&mut self, birth: Birth) -> Result<Option<Incident>, SpoolError> {
+        let tail = self.lanes[Lane::Pictures.index()].queue.tail().unwrap_or(0);
+        let Some(victim) = self.side.victim(Lane::Pictures, tail) else { return Ok(None) };
+        if !victim.unclaimed.is_empty() {
+            // The tail whose commit failed takes nothing more.
+            self.begin_lane(Lane::Telemetry, birth)?;
+        }
+        Ok(self.free_one(Lane::Pictures, birth.now)?.flatten())
+    }
+
     /// Frees one segment of a lane. None: there is none besides the tail.
     pub fn free_one(&mut self, lane: Lane, now: Reading) -> Result<Option<Option<Incident>>, SpoolError> {
-        let Some(tail) = self.lanes[lane.index()].queue.tail() else { return Ok(None) };
+        let tail = self.lanes[lane.index()].queue.tail().unwrap_or(0);
         let Some(Victim { segment, spool, unclaimed }) = self.side.victim(lane, tail) else { return Ok(None) };
         let mut incident = None;
         if !unclaimed.is_empty() {

@@ -1,4 +1,4 @@
-//! Quiet: the text of `muster-agent today`: what was collected, and where each thing is now.
+//! Quiet: the texts of `muster-agent today` and `muster-agent shots`: what was collected, and where each thing is now.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,10 @@ use muster_mesh::{
     policy::{Policy, Switch},
 };
 
-use crate::daylog::{Entry, Remembered};
+use crate::{
+    daylog::{Entry, Remembered},
+    shots::album::Shot,
+};
 
 /// Where a batch is, as far as the agent was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +25,17 @@ pub enum Place {
     Hub,
     /// Nowhere: it was dropped, and a `Gap` says so.
     Dropped,
+}
+
+impl Place {
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::Here => "here",
+            Place::Branch => "in the branch",
+            Place::Hub => "in the hub",
+            Place::Dropped => "dropped",
+        }
+    }
 }
 
 /// All that the text says.
@@ -44,7 +58,6 @@ pub struct View<'a> {
 const SIGNS_OF_LIFE: usize = 0;
 const MINUTES: usize = 1;
 const WINDOWS: usize = 2;
-const PICTURES: usize = 3;
 const SESSION: usize = 4;
 const CAPABILITIES: usize = 6;
 
@@ -92,17 +105,66 @@ fn rows(view: &View) -> Vec<Row> {
         Some(policy) if policy.has(Switch::Titles) => "program names and titles",
         Some(_) | None => "program names; titles are off",
     };
-    vec![
+    let mut rows: Vec<Row> = vec![
         ("signs of life", |entry| entry.kinds[SIGNS_OF_LIFE].into(), beats),
         ("active minutes", |entry| entry.kinds[MINUTES].into(), "how many keys and clicks, never which".into()),
         ("windows", |entry| (entry.kinds[WINDOWS] - entry.private).into(), windows.into()),
-        ("detailed logs", |entry| entry.kinds[PICTURES].into(), String::new()),
+        ("detailed logs", |entry| entry.logs.into(), logs(view)),
+        ("pictures at an interval", |entry| entry.pictures.into(), interval(view)),
+        ("pictures not taken", |entry| entry.untaken.values().sum(), untaken(view)),
         ("pauses", |entry| entry.pauses.len() as u64, pauses(view)),
         ("left out as private", |entry| entry.private.into(), "only counted, without a name".into()),
         ("start, stop, sleep and the like", |entry| entry.kinds[SESSION].into(), String::new()),
         ("what can't be measured here", |entry| entry.kinds[CAPABILITIES].into(), String::new()),
         ("dropped", |entry| entry.dropped, String::new()),
-    ]
+    ];
+    // Where pictures are off, and were, one line says so.
+    let (had_pictures, has_interval) =
+        (entries(view).any(|entry| entry.pictures > 0), view.effective.is_some_and(|policy| policy.pictures.interval_s > 0));
+    let had_untaken = entries(view).any(|entry| !entry.untaken.is_empty());
+    rows.retain(|(name, ..)| match *name {
+        "pictures at an interval" => had_pictures || has_interval,
+        "pictures not taken" => had_untaken,
+        _ => true,
+    });
+    rows
+}
+
+fn entries<'a>(view: &View<'a>) -> std::slice::Iter<'a, Entry> {
+    view.day.entries.iter()
+}
+
+fn logs(view: &View) -> String {
+    match view.effective.map(|policy| policy.pictures.detailed_logs_per_day) {
+        None => String::new(),
+        Some(0) => "off".into(),
+        Some(1) => "once a day, at a time that nobody knows before: muster-agent shots".into(),
+        Some(n) => format!("{n} times a day, at times that nobody knows before: muster-agent shots"),
+    }
+}
+
+fn interval(view: &View) -> String {
+    match view.effective.map(|policy| policy.pictures.interval_s) {
+        None | Some(0) => String::new(),
+        Some(seconds) => format!("{}: muster-agent shots", every(seconds)),
+    }
+}
+
+/// "paused 1, an excluded program could be seen 2"
+fn untaken(view: &View) -> String {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for (reason, count) in entries(view).flat_map(|entry| &entry.untaken) {
+        *counts.entry(reason).or_default() += count;
+    }
+    let words = |reason: &str| match reason {
+        "excluded" => "a private program could be seen".to_owned(),
+        "paused" => "you had paused".to_owned(),
+        "locked" => "locked".to_owned(),
+        "asleep" => "asleep or off".to_owned(),
+        "failed" => "it failed".to_owned(),
+        other => other.replace('_', " "),
+    };
+    counts.into_iter().map(|(reason, count)| format!("{} {count}", words(reason))).collect::<Vec<_>>().join(", ")
 }
 
 fn counted(view: &View, count: fn(&Entry) -> u64) -> [u64; 3] {
@@ -139,6 +201,32 @@ fn verdicts(day: &Remembered) -> String {
         text += &format!("\nIn the hub {count} {batches} {verdict}{why}.");
     }
     if text.is_empty() { text } else { text + "\n" }
+}
+
+/// The list of pictures, the newest last.
+pub fn shots_text(shots: &[(Shot, Place)], zone: &Zone, effective: Option<&Policy>) -> String {
+    let policy = match effective.map(|policy| policy.pictures) {
+        Some(pictures) if pictures.are_on() => "",
+        Some(_) | None => "No pictures are taken on this computer now.\n",
+    };
+    if shots.is_empty() {
+        return format!("{policy}There is no picture of the last two days.");
+    }
+    let mut text =
+        format!("{policy}{:>5}  {:<20}{:<15}{:<18}{:>10}{:>9}   {}\n", "no.", "taken", "why", "of", "size", "bytes", "where it is now");
+    for (shot, place) in shots {
+        let taken = civil_time(shot.at_ms, zone).strftime("%a %-d %b, %H:%M").to_string();
+        let why = if shot.detailed_log { "detailed log" } else { "interval" };
+        let of = match (shot.active_window, shot.parts) {
+            (true, _) => "window in front".to_owned(),
+            (false, 1) => "screen".to_owned(),
+            (false, parts) => format!("screen {} of {parts}", shot.part + 1),
+        };
+        let blurred = if shot.blurred { "blurred" } else { "not blurred" };
+        let size = format!("{}x{}", shot.width, shot.height);
+        text += &format!("{:>5}  {taken:<20}{why:<15}{of:<18}{size:>10}{:>9}   {}, {blurred}\n", shot.number, shot.bytes, place.name());
+    }
+    text + "\n  muster-agent shots show NO                  opens it, exactly as it was sent\n  muster-agent shots show NO --out FILE       writes it to a file\n"
 }
 
 fn every(seconds: u32) -> String {
@@ -186,6 +274,76 @@ mod tests {
 
     fn heartbeat() -> Record {
         Record { at: 0, kind: Kind::Heartbeat(Heartbeat { state: State::Active, battery: None, version: "0".into() }) }
+    }
+
+    fn shot(number: u64, detailed_log: bool, parts: u8) -> Shot {
+        Shot {
+            number,
+            at_ms: NOON,
+            detailed_log,
+            active_window: false,
+            part: 0,
+            parts,
+            width: 1_280,
+            height: 720,
+            jpeg: false,
+            blurred: true,
+            bytes: 11_873,
+            spool: SPOOL,
+            seq: number,
+        }
+    }
+
+    fn flat(text: &str) -> Vec<String> {
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    #[test]
+    fn the_list_of_pictures_says_when_why_and_where_each_is() {
+        let zone = Zone { name: "Europe/Oslo".into(), offset_s: 3_600 };
+        let policy = policy();
+        let listed = flat(&shots_text(&[(shot(7, true, 2), Place::Hub), (shot(8, false, 1), Place::Here)], &zone, Some(&policy)));
+        for line in [
+            "No pictures are taken on this computer now.",
+            "7 Mon 23 Nov, 12:00 detailed log screen 1 of 2 1280x720 11873 in the hub, blurred",
+            "8 Mon 23 Nov, 12:00 interval screen 1280x720 11873 here, blurred",
+        ] {
+            assert!(listed.iter().any(|found| found == line), "{line} is missing in:\n{listed:#?}");
+        }
+        assert_eq!(shots_text(&[], &zone, Some(&crate::shots::tests::every_15_s())), "There is no picture of the last two days.");
+    }
+
+    #[test]
+    fn pictures_that_were_not_taken_are_told_with_their_reasons() {
+        let gap = |reason| Record { at: 0, kind: Kind::Gap(Gap { lane: Lane::Pictures, numbers: None, records: 1, bytes: 0, reason }) };
+        let records = [gap(GapReason::Paused), gap(GapReason::Excluded), gap(GapReason::Excluded)];
+        let entries = vec![Entry::of(Lane::Telemetry, SPOOL, 1, NOON, &records)];
+        let (zone, policy) = (Zone { name: "Etc/UTC".into(), offset_s: 0 }, crate::shots::tests::logs(2));
+        let view = |day: &Remembered, policy: &Policy| {
+            flat(&text(&View {
+                now_ms: NOON,
+                zone: &zone,
+                test_mode: false,
+                effective: Some(policy),
+                read: None,
+                waits: false,
+                day,
+                place: &|_, _| Place::Here,
+                connection: "",
+            }))
+        };
+        let told = view(&Remembered { entries, ..Remembered::default() }, &policy);
+        for line in [
+            "detailed logs 0 0 0 2 times a day, at times that nobody knows before: muster-agent shots",
+            "pictures not taken 3 0 0 a private program could be seen 2, you had paused 1",
+            "dropped 0 0 0",
+        ] {
+            assert!(told.iter().any(|found| found == line), "{line} is missing in:\n{told:#?}");
+        }
+        assert!(!told.iter().any(|line| line.starts_with("pictures at an interval")));
+        let none = view(&Remembered::default(), &crate::shots::tests::every_15_s());
+        assert!(none.iter().any(|line| line == "pictures at an interval 0 0 0 every 15 seconds: muster-agent shots"), "{none:#?}");
+        assert!(none.iter().any(|line| line == "detailed logs 0 0 0 off") && !none.iter().any(|line| line.starts_with("pictures not")));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::env;
 
+use muster_mesh::record::Source;
 use x11rb::{
     connection::{Connection, RequestConnection},
     errors::{ConnectionError, ReplyError},
@@ -17,15 +18,19 @@ use x11rb::{
     rust_connection::RustConnection,
 };
 
-use crate::collect::{
-    Senses,
-    sense::{ActiveWindow, Counts, Front, IdleClock, InputCounter, SenseError, Window},
-};
+use crate::collect::sense::{ActiveWindow, Counts, Front, IdleClock, InputCounter, Rectangle, SenseError, Window};
 
 /// A title is cut at 512 characters later; longer ones aren't fetched.
 const TITLE_BYTES_MAX: u32 = 4_096;
 
-/// The senses of one display, as in ":0". None: the one that the environment's `DISPLAY` names.
+/// The senses of one display.
+pub struct Senses {
+    pub window: Box<dyn ActiveWindow>,
+    pub idle: Box<dyn IdleClock>,
+    pub input: Box<dyn InputCounter>,
+}
+
+/// The senses of a display, as in ":0". None: the one that the environment's `DISPLAY` names.
 pub fn senses(display: Option<&str>) -> Senses {
     let name = || Address(display.map(str::to_owned));
     Senses {
@@ -67,6 +72,10 @@ impl ActiveWindow for X11Window {
     fn front(&mut self, may_read_title: &dyn Fn(&str, &str) -> bool) -> Result<Front, SenseError> {
         kept(&mut self.display, || Self::connect(&self.address), |(display, atoms)| display.front(atoms, may_read_title))
     }
+
+    fn geometry(&mut self) -> Result<Option<Rectangle>, SenseError> {
+        kept(&mut self.display, || Self::connect(&self.address), |(display, atoms)| display.geometry(atoms))
+    }
 }
 
 impl X11Window {
@@ -105,12 +114,32 @@ impl Atoms {
 
 impl Display {
     fn front(&self, atoms: &Atoms, may_read_title: &dyn Fn(&str, &str) -> bool) -> Result<Front, SenseError> {
-        let window = self.numbers(self.root, atoms.active_window, AtomEnum::WINDOW.into()).map_err(lost)?;
-        let Some(window) = window.filter(|&window| window != x11rb::NONE) else { return Ok(Front::Nothing) };
+        let Some(window) = self.active(atoms)? else { return Ok(Front::Nothing(Source::X11)) };
         match self.describe(window, atoms, may_read_title) {
             Ok(window) => Ok(Front::Window(window)),
             // It closed between two questions.
-            Err(ReplyError::X11Error(_)) => Ok(Front::Nothing),
+            Err(ReplyError::X11Error(_)) => Ok(Front::Nothing(Source::X11)),
+            Err(error) => Err(lost(error)),
+        }
+    }
+
+    fn active(&self, atoms: &Atoms) -> Result<Option<u32>, SenseError> {
+        let window = self.numbers(self.root, atoms.active_window, AtomEnum::WINDOW.into()).map_err(lost)?;
+        Ok(window.filter(|&window| window != x11rb::NONE))
+    }
+
+    /// The window without its frame: what the program itself draws.
+    fn geometry(&self, atoms: &Atoms) -> Result<Option<Rectangle>, SenseError> {
+        let Some(window) = self.active(atoms)? else { return Ok(None) };
+        let place = || {
+            let size = self.connection.get_geometry(window)?.reply()?;
+            let corner = self.connection.translate_coordinates(window, self.root, 0, 0)?.reply()?;
+            let (x, y) = (corner.dst_x.into(), corner.dst_y.into());
+            Ok::<_, ReplyError>(Rectangle { x, y, width: size.width.into(), height: size.height.into() })
+        };
+        match place() {
+            Ok(place) => Ok(Some(place)),
+            Err(ReplyError::X11Error(_)) => Ok(None),
             Err(error) => Err(lost(error)),
         }
     }
@@ -120,7 +149,7 @@ impl Display {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (class, instance) = names.map(|names| (text(names.class()), text(names.instance()))).unwrap_or_default();
         let title = if may_read_title(&class, &instance) { self.title(window, atoms)? } else { None };
-        Ok(Window { class, instance, title })
+        Ok(Window { source: Source::X11, class, instance, title })
     }
 
     fn title(&self, window: u32, atoms: &Atoms) -> Result<Option<String>, ReplyError> {

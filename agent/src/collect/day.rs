@@ -1,11 +1,11 @@
 //! Quiet: what becomes a record, and when. It sees only values: the clocks, the policy, and what the senses said.
 //!
 //! ```text
-//! waiting for notice ─ outside hours ─ paused ─ idle | active          the first that holds is the state
-//! └────────── nothing is asked of the senses ────────┘
+//! waiting for notice ─ outside hours ─ paused ─ asleep ─ locked ─ battery low ─ call ─ idle | active     the first that holds is the state
+//! └───────────── nothing is asked ────────────┘ └ only the computer itself ┘
 //! ```
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::{Timestamp, civil::DateTime, tz::Offset};
 use muster_mesh::{
@@ -17,18 +17,18 @@ use muster_mesh::{
 };
 
 use super::{
+    addresses::Addresses,
+    computer::Computer,
     focus::Spans,
     minutes::Minutes,
     pause::{Asked, Mark, Pausing},
-    sense::{Abilities, Sample},
+    sense::{Abilities, ComputerSight, Power, Sample},
 };
 use crate::{redact, spool::BatchContext};
 
-/// What this build can observe at all.
-pub const SERVES: [Switch; 4] = [Switch::Presence, Switch::Counts, Switch::Applications, Switch::Titles];
+/// What this build can observe by itself. Pictures need a program beside it: whoever looks for that one says so by [`Day::set_served`].
+pub const SERVES: [Switch; 5] = [Switch::Presence, Switch::Counts, Switch::Applications, Switch::Titles, Switch::Addresses];
 
-/// What every agent of this build can't see.
-const LACKS: [&str; 2] = ["battery", "lock"];
 const NOT_BUILT: &str = "this version can't observe it";
 
 /// Ticks come every second; a longer silence was a sleep, of the computer or of this program.
@@ -50,6 +50,9 @@ pub struct Day {
     boot: BootId,
     /// The agent's own file says so; it takes the policy's word too.
     own_test_mode: bool,
+    serves: Vec<Switch>,
+    /// Why a switch isn't served, where there is more to say than that.
+    why_not: BTreeMap<Switch, &'static str>,
     in_force: Option<PolicyInForce>,
     acknowledged: Option<Acknowledged>,
     /// What of the policy may be observed. None: nothing.
@@ -60,8 +63,10 @@ pub struct Day {
     last: Option<Reading>,
     last_beat_ms: Option<u64>,
     started: bool,
+    computer: Computer,
     minutes: Minutes,
     spans: Spans,
+    addresses: Addresses,
     abilities: Abilities,
 }
 
@@ -77,6 +82,8 @@ impl Day {
         Day {
             boot,
             own_test_mode,
+            serves: SERVES.to_vec(),
+            why_not: BTreeMap::new(),
             in_force: None,
             acknowledged,
             effective: None,
@@ -86,18 +93,31 @@ impl Day {
             last: None,
             last_beat_ms: None,
             started: false,
+            computer: Computer::default(),
             minutes: Minutes::default(),
             spans: Spans::default(),
+            addresses: Addresses::default(),
             abilities: Abilities::default(),
         }
     }
 
     // --- a second ---
 
-    /// What may be asked of the senses now. None: nothing at all.
+    /// Whether the computer itself may be asked: whether it is locked, goes to sleep, has power.
+    pub fn may_watch(&self, now: Reading, zone: &Zone) -> bool {
+        matches!(self.gate(now, zone), Gate::Open(_))
+    }
+
+    /// What the computer said: before the other senses are asked, since it may forbid them.
+    pub fn see_computer(&mut self, now: Reading, sight: ComputerSight) {
+        let jumped = self.slept_ms(now).is_some();
+        self.computer.see(now, jumped, sight);
+    }
+
+    /// What may be asked of the other senses now. None: nothing at all.
     pub fn may_observe(&self, now: Reading, zone: &Zone) -> Option<Arc<Policy>> {
         match self.gate(now, zone) {
-            Gate::Open(policy) => Some(policy),
+            Gate::Open(policy) => Some(policy).filter(|_| self.computer.holds().is_none()),
             Gate::Waiting | Gate::Outside | Gate::Paused => None,
         }
     }
@@ -106,14 +126,15 @@ impl Day {
     pub fn tick(&mut self, now: Reading, zone: &Zone, sample: Sample) -> Vec<Record> {
         let mut records = Vec::new();
         let slept_ms = self.slept_ms(now);
-        if slept_ms.is_some() && is_observed(self.state) {
+        if slept_ms.is_some() && is_told(self.state) {
             records.extend(self.cut());
-            records.extend(self.last.map(|last| session(last, Session::Suspend)));
+            records.extend(self.last.and_then(|last| self.computer.falls_asleep(last)));
         }
         let gate = self.gate(now, zone);
         self.enter(self.state_at(&gate, &sample), now, slept_ms, &mut records);
-        if let Gate::Open(policy) = &gate {
-            self.observe(policy, now, sample, &mut records);
+        match &gate {
+            Gate::Open(policy) => self.observe(policy, now, sample, &mut records),
+            Gate::Waiting | Gate::Outside | Gate::Paused => self.computer.rest(),
         }
         if !self.pausing.is_on(now, self.boot) {
             self.pausing.asked = None;
@@ -140,10 +161,14 @@ impl Day {
             Gate::Waiting => State::WaitingForNotice,
             Gate::Outside => State::OutsideHours,
             Gate::Paused => State::Paused,
-            Gate::Open(policy) => {
-                let idle = sample.idle_ms.is_some_and(|idle_ms| idle_ms >= u64::from(policy.idle_after_s) * 1_000);
-                if idle { State::Idle } else { State::Active }
-            }
+            Gate::Open(policy) => self.computer.holds().unwrap_or_else(|| {
+                let idle = sample.idle_ms.is_some_and(|idle_ms| idle_ms >= idle_after_ms(policy));
+                match (sample.call == Some(true), idle) {
+                    (true, _) => State::Call,
+                    (false, true) => State::Idle,
+                    (false, false) => State::Active,
+                }
+            }),
         }
     }
 
@@ -154,23 +179,31 @@ impl Day {
             self.since_ms = now.wall_ms;
         }
         match to {
-            State::Active | State::Idle => self.enter_observed(from, now, slept_ms, records),
+            State::Active | State::Idle | State::Call => self.enter_told(from, now, records),
+            State::Asleep | State::Locked | State::BatteryLow => {
+                records.extend(self.cut());
+                self.enter_told(from, now, records);
+            }
             State::Paused => self.enter_pause(from, now, records),
             State::OutsideHours => self.leave_hours(from, now, slept_ms, records),
-            State::WaitingForNotice | State::Call | State::Locked | State::Asleep | State::BatteryLow | State::Leaving => {
-                records.extend(self.cut());
-            }
+            State::WaitingForNotice | State::Leaving => records.extend(self.cut()),
         }
     }
 
-    fn enter_observed(&mut self, from: State, now: Reading, slept_ms: Option<u64>, records: &mut Vec<Record>) {
+    fn enter_told(&mut self, from: State, now: Reading, records: &mut Vec<Record>) {
         if !self.started {
             self.started = true;
             records.push(session(now, Session::Start));
         }
         records.extend(self.unpause(now));
-        let woke = slept_ms.filter(|_| is_observed(from));
-        records.extend(woke.map(|slept_ms| session(now, Session::Resume { slept_ms })));
+        let mut woke = None;
+        if self.state == State::Asleep {
+            records.extend(self.computer.falls_asleep(now));
+        } else {
+            woke = self.computer.wakes(now);
+            records.extend(woke.iter().cloned());
+            records.extend(self.computer.lock_news(now));
+        }
         if from != self.state || woke.is_some() {
             records.push(self.beat(now));
         }
@@ -194,7 +227,7 @@ impl Day {
         if from == State::Paused {
             records.extend(self.unpause(now));
         }
-        if slept_ms.is_none() && (is_observed(from) || from == State::Paused) {
+        if slept_ms.is_none() && (is_told(from) || from == State::Paused) {
             records.push(self.beat(now));
         }
     }
@@ -205,23 +238,38 @@ impl Day {
     }
 
     fn observe(&mut self, policy: &Policy, now: Reading, sample: Sample, records: &mut Vec<Record>) {
+        if self.computer.holds().is_none() {
+            self.observe_person(policy, now, sample, records);
+        }
+        let due_ms = u64::from(policy.heartbeat_s) * 1_000;
+        let is_due = self.last_beat_ms.is_none_or(|last_ms| now.boot_ms.saturating_sub(last_ms) + HALF_TICK_MS >= due_ms);
+        // A sleeping computer gives no signs of life, whenever it really falls asleep.
+        if is_due && self.state != State::Asleep {
+            records.push(self.beat(now));
+        }
+    }
+
+    fn observe_person(&mut self, policy: &Policy, now: Reading, sample: Sample, records: &mut Vec<Record>) {
         if policy.has(Switch::Counts) {
-            records.extend(self.minutes.tick(now, sample.counts, sample.idle_ms, u64::from(policy.idle_after_s) * 1_000));
+            // Who is in a call is there, without touching a key.
+            let idle_ms = if self.state == State::Call { Some(0) } else { sample.idle_ms };
+            records.extend(self.minutes.tick(now, sample.counts, idle_ms, idle_after_ms(policy)));
         } else {
             self.minutes = Minutes::default();
         }
         if policy.has(Switch::Applications) {
             records.extend(self.spans.tick(now, sample.front.map(|front| redact::front(policy, front))));
         }
-        let due_ms = u64::from(policy.heartbeat_s) * 1_000;
-        if self.last_beat_ms.is_none_or(|last_ms| now.boot_ms.saturating_sub(last_ms) + HALF_TICK_MS >= due_ms) {
-            records.push(self.beat(now));
+        if policy.has(Switch::Addresses) {
+            records.extend(self.addresses.tick(now, sample.addresses));
+        } else {
+            self.addresses = Addresses::default();
         }
     }
 
     fn beat(&mut self, now: Reading) -> Record {
         self.last_beat_ms = Some(now.boot_ms);
-        let heartbeat = Heartbeat { state: self.state, battery: None, version: env!("CARGO_PKG_VERSION").into() };
+        let heartbeat = Heartbeat { state: self.state, battery: self.computer.battery(), version: env!("CARGO_PKG_VERSION").into() };
         Record { at: now.wall_ms, kind: Kind::Heartbeat(heartbeat) }
     }
 
@@ -238,7 +286,7 @@ impl Day {
     /// The program stops.
     pub fn stop(&mut self, now: Reading) -> Vec<Record> {
         let mut records = self.cut();
-        if is_observed(self.state) {
+        if is_told(self.state) {
             self.state = State::Leaving;
             self.since_ms = now.wall_ms;
             records.extend([self.beat(now), session(now, Session::Stop)]);
@@ -267,13 +315,13 @@ impl Day {
         let Some(in_force) = &self.in_force else { return Vec::new() };
         let asked = &in_force.policy;
         let allowed = if self.is_test_mode() { Some(asked.clone()) } else { notice::allowed(asked, self.acknowledged.as_ref()) };
-        self.effective = allowed.map(|policy| Arc::new(policy.only(&SERVES)));
+        self.effective = allowed.map(|policy| Arc::new(policy.only(&self.serves)));
         let mut records = Vec::new();
         for switch in Switch::ALL {
             let wanted = asked.has(switch);
             let unread = self.effective.as_ref().is_some_and(|policy| !policy.has(switch));
-            let (able, why) = match (SERVES.contains(&switch), unread) {
-                (false, _) => (false, NOT_BUILT),
+            let (able, why) = match (self.serves.contains(&switch), unread) {
+                (false, _) => (false, self.why_not.get(&switch).copied().unwrap_or(NOT_BUILT)),
                 (true, true) => (false, "the notice that names it hasn't been read"),
                 (true, false) => (true, ""),
             };
@@ -284,9 +332,19 @@ impl Day {
         records
     }
 
-    /// What this build can't see on any computer.
-    pub fn lacks(&mut self, now: Reading) -> Vec<Record> {
-        LACKS.into_iter().filter_map(|what| self.abilities.tell(now.wall_ms, what, false, NOT_BUILT)).collect()
+    /// Whether this agent can observe something here, and if not, why. The caller has put away what [`turn`](Self::turn) gave before.
+    pub fn set_served(&mut self, switch: Switch, served: Result<(), &'static str>, now: Reading) -> Vec<Record> {
+        self.serves.retain(|&other| other != switch);
+        match served {
+            Ok(()) => {
+                self.serves.push(switch);
+                self.why_not.remove(&switch);
+            }
+            Err(why) => {
+                self.why_not.insert(switch, why);
+            }
+        }
+        self.narrow(now)
     }
 
     /// Whether a sense works. A record, if this is news.
@@ -320,6 +378,11 @@ impl Day {
         self.since_ms
     }
 
+    /// None: not known, or nothing may be asked.
+    pub fn power(&self) -> Option<Power> {
+        self.computer.power()
+    }
+
     pub fn in_force(&self) -> Option<&PolicyInForce> {
         self.in_force.as_ref()
     }
@@ -340,12 +403,12 @@ impl Day {
 
     /// The text for the policy in force.
     pub fn notice(&self) -> Option<Notice> {
-        self.in_force.as_ref().map(|in_force| Notice::of(&in_force.policy, &SERVES))
+        self.in_force.as_ref().map(|in_force| Notice::of(&in_force.policy, &self.serves))
     }
 
     /// Whether the person is to be asked to read it.
     pub fn asks(&self) -> bool {
-        self.in_force.as_ref().is_some_and(|in_force| notice::asks(&in_force.policy, self.acknowledged.as_ref(), &SERVES))
+        self.in_force.as_ref().is_some_and(|in_force| notice::asks(&in_force.policy, self.acknowledged.as_ref(), &self.serves))
     }
 
     /// What records made now are made under.
@@ -361,9 +424,16 @@ impl Day {
     }
 }
 
-/// The person is there to be seen.
-fn is_observed(state: State) -> bool {
-    matches!(state, State::Active | State::Idle)
+/// Whether what happens to the session in this state is told.
+fn is_told(state: State) -> bool {
+    match state {
+        State::Active | State::Idle | State::Call | State::Locked | State::Asleep | State::BatteryLow => true,
+        State::WaitingForNotice | State::Paused | State::OutsideHours | State::Leaving => false,
+    }
+}
+
+fn idle_after_ms(policy: &Policy) -> u64 {
+    u64::from(policy.idle_after_s) * 1_000
 }
 
 fn session(at: Reading, session: Session) -> Record {
@@ -381,11 +451,11 @@ fn local(now: Reading, zone: &Zone) -> DateTime {
 mod tests {
     use muster_mesh::{
         policy::WorkingHours,
-        record::{Application, Capability},
+        record::{Application, Battery, Capability, Source},
     };
 
     use super::*;
-    use crate::collect::sense::{Counts, Front, Window, tests::policy};
+    use crate::collect::sense::{Counts, Front, SessionSight, Window, tests::policy};
 
     /// Monday, 23 November 2026, 08:00 UTC.
     const EIGHT: i64 = 1_795_420_800_000;
@@ -400,6 +470,9 @@ mod tests {
         keys: u64,
         front: Front,
         idle_ms: Option<u64>,
+        call: Option<bool>,
+        session: Option<SessionSight>,
+        power: Option<Power>,
         made: Vec<Record>,
     }
 
@@ -412,7 +485,7 @@ mod tests {
     }
 
     fn window(class: &str, title: &str) -> Front {
-        Front::Window(Window { class: class.into(), instance: class.into(), title: Some(title.into()) })
+        Front::Window(Window { source: Source::X11, class: class.into(), instance: class.into(), title: Some(title.into()) })
     }
 
     fn in_force(policy: Policy) -> PolicyInForce {
@@ -429,7 +502,7 @@ mod tests {
         fn new(policy: Option<Policy>, acknowledged: Option<Acknowledged>, pausing: Pausing) -> Desk {
             let mut day = Day::new(BOOT, false, acknowledged, pausing);
             let made = policy.map(|policy| day.set_in_force(in_force(policy), at(0))).unwrap_or_default();
-            Desk { day, ms: 0, keys: 0, front: window("Editor", "letter"), idle_ms: Some(0), made }
+            Desk { day, ms: 0, keys: 0, front: window("Editor", "letter"), idle_ms: Some(0), call: None, session: None, power: None, made }
         }
 
         /// Ticks each second until `ms`, with one key press a second.
@@ -443,10 +516,38 @@ mod tests {
         }
 
         fn tick(&mut self) {
+            if self.day.may_watch(at(self.ms), &utc()) {
+                self.day.see_computer(at(self.ms), ComputerSight { session: self.session, power: self.power });
+            }
             let counts = Counts { keys: self.keys, ..Counts::default() };
-            let sample = Sample { front: Some(self.front.clone()), idle_ms: self.idle_ms, counts: Some(counts) };
+            let sample =
+                Sample { front: Some(self.front.clone()), idle_ms: self.idle_ms, counts: Some(counts), call: self.call, addresses: None };
             let made = self.day.tick(at(self.ms), &utc(), sample);
             self.made.extend(made);
+        }
+
+        /// As `until`, while nobody touches a key.
+        fn until_without_input(&mut self, ms: u64) -> &mut Desk {
+            while self.ms < ms {
+                self.ms += SECOND;
+                self.idle_ms = self.idle_ms.map(|idle_ms| idle_ms + SECOND);
+                self.tick();
+            }
+            self
+        }
+
+        fn stop(&mut self) {
+            let made = self.day.stop(at(self.ms));
+            self.made.extend(made);
+        }
+
+        /// Milliseconds that activity records call active, and idle.
+        fn worked_ms(&self) -> (u32, u32) {
+            let times = self.made.iter().filter_map(|record| match &record.kind {
+                Kind::Activity(activity) => Some((activity.active_ms, activity.idle_ms)),
+                _ => None,
+            });
+            times.fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1))
         }
 
         fn sessions(&self) -> Vec<(i64, Session)> {
@@ -507,8 +608,9 @@ mod tests {
     #[test]
     fn before_the_notice_only_capabilities_are_made() {
         let mut desk = Desk::new(Some(policy()), None, Pausing::default());
-        assert!(desk.day.may_observe(at(0), &utc()).is_none());
-        let made = desk.day.lacks(at(0));
+        assert!(desk.day.may_observe(at(0), &utc()).is_none() && !desk.day.may_watch(at(0), &utc()));
+        desk.session = Some(SessionSight { locked: true, sleeping: false });
+        let made = desk.day.sensed(at(0), "window", Some("no display"));
         desk.made.extend(made);
         desk.until(10 * MINUTE);
         let made = desk.day.stop(at(desk.ms));
@@ -724,12 +826,183 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_that_this_build_cannot_serve_is_a_capability() {
+    fn a_switch_that_cannot_be_served_is_a_capability_until_it_can() {
         let mut wide = policy();
-        wide.addresses = true;
-        let desk = Desk::read(wide);
-        assert!(
-            matches!(&desk.made[..], [Record { kind: Kind::Capability(Capability { what, able: false, .. }), .. }] if what == "addresses")
-        );
+        wide.pictures.interval_s = 60;
+        let mut desk = Desk::read(wide.clone());
+        let told = |made: &[Record]| match made {
+            [Record { kind: Kind::Capability(Capability { what, able, why }), .. }] => (what.clone(), *able, why.clone()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(&desk.made), ("pictures".into(), false, NOT_BUILT.into()));
+        assert!(!desk.day.asks() && !desk.day.effective().unwrap().has(Switch::Pictures));
+        let made = desk.day.set_served(Switch::Pictures, Ok(()), at(1));
+        assert_eq!(made, [], "the notice that was read doesn't name it");
+        assert!(desk.day.asks() && !desk.day.effective().unwrap().has(Switch::Pictures));
+        let notice = desk.day.notice().unwrap();
+        let made = desk.day.acknowledge(notice.acknowledge(&wide, 2), at(2));
+        assert_eq!(told(&made[1..]), ("pictures".into(), true, String::new()));
+        assert!(desk.day.effective().unwrap().has(Switch::Pictures));
+        let made = desk.day.set_served(Switch::Pictures, Err("muster-shot isn't installed"), at(3));
+        assert_eq!(told(&made), ("pictures".into(), false, "muster-shot isn't installed".into()));
+        assert!(!desk.day.effective().unwrap().has(Switch::Pictures));
+    }
+
+    #[test]
+    fn a_call_of_40_minutes_without_input_is_never_idle() {
+        let mut desk = Desk::read(policy());
+        desk.until(MINUTE);
+        desk.call = Some(true);
+        desk.until_without_input(41 * MINUTE);
+        assert_eq!(desk.day.state(), State::Call);
+        // One key at the end, so that its minute makes a record.
+        desk.idle_ms = Some(0);
+        desk.until(42 * MINUTE);
+        desk.call = Some(false);
+        desk.until(43 * MINUTE);
+        desk.stop();
+        assert!(desk.beats().iter().all(|(_, state)| *state != State::Idle), "{:?}", desk.beats());
+        let calls = desk.beats().into_iter().filter(|(_, state)| *state == State::Call).count();
+        assert_eq!(calls, 1 + 8, "one at the change, then every five minutes");
+        assert_eq!(desk.worked_ms().1, 0, "no millisecond of it is idle");
+        assert_eq!(desk.focus_ms(), 43 * 60_000 - 1_000, "what is in front in a call is seen");
+
+        // The same without a call is idle after a minute.
+        let mut desk = Desk::read(policy());
+        desk.until(MINUTE).until_without_input(41 * MINUTE);
+        assert_eq!(desk.day.state(), State::Idle);
+    }
+
+    #[test]
+    fn a_locked_session_is_told_and_not_looked_at() {
+        let mut desk = Desk::read(policy());
+        desk.until(MINUTE);
+        desk.session = Some(SessionSight { locked: true, sleeping: false });
+        desk.front = window("Lock screen", "canary");
+        desk.until(31 * MINUTE);
+        assert!(desk.day.may_watch(at(desk.ms), &utc()) && desk.day.may_observe(at(desk.ms), &utc()).is_none());
+        assert_eq!(desk.kinds_since(61 * SECOND), ["heartbeat"; 5], "only signs of life, every five minutes");
+        desk.session = Some(SessionSight::default());
+        desk.front = window("Editor", "letter");
+        desk.until(32 * MINUTE);
+        desk.stop();
+        assert_eq!(desk.sessions()[1..3], [(61_000, Session::Lock), (31 * 60_000 + 1_000, Session::Unlock)]);
+        assert!(desk.beats().contains(&(61_000, State::Locked)) && desk.beats().contains(&(31 * 60_000 + 1_000, State::Active)));
+        assert_eq!((desk.keys_made(), desk.focus_ms()), (59 + 59, 59_000 + 59_000));
+        assert!(!format!("{:?}", desk.made).contains("canary"));
+    }
+
+    #[test]
+    fn a_lock_during_a_pause_is_told_when_it_ends() {
+        let mut desk = Desk::read(policy());
+        desk.until(MINUTE);
+        desk.day.pause(at(desk.ms), Some(5 * MINUTE));
+        desk.session = Some(SessionSight { locked: true, sleeping: false });
+        desk.until(4 * MINUTE);
+        assert_eq!(desk.sessions().last().unwrap().1, Session::Pause);
+        desk.until(10 * MINUTE);
+        let names: Vec<&str> = desk.sessions().iter().map(|(_, session)| session.name()).collect();
+        assert_eq!(names, ["start", "pause", "unpause", "lock"]);
+        assert_eq!(desk.day.state(), State::Locked);
+    }
+
+    #[test]
+    fn a_low_battery_pauses_observing_and_says_so_once() {
+        let power = |on_ac, percent| Some(Power { on_ac, battery: Some(Battery { percent, charging: on_ac }) });
+        let mut desk = Desk::read(policy());
+        desk.power = power(false, 30);
+        desk.until(MINUTE);
+        desk.power = power(false, 14);
+        desk.front = window("Secret", "canary");
+        desk.until(3 * MINUTE);
+        assert_eq!(desk.day.state(), State::BatteryLow);
+        assert!(desk.day.may_observe(at(desk.ms), &utc()).is_none());
+        assert_eq!(desk.kinds_since(61 * SECOND), Vec::<&str>::new());
+        desk.power = power(false, 20);
+        desk.until(4 * MINUTE);
+        assert_eq!(desk.day.state(), State::BatteryLow, "20 % isn't above 20 %");
+        desk.power = power(true, 15);
+        desk.front = window("Editor", "letter");
+        desk.until(5 * MINUTE);
+        let batteries: Vec<_> = desk
+            .made
+            .iter()
+            .filter_map(|record| match &record.kind {
+                Kind::Heartbeat(heartbeat) => Some((heartbeat.state, heartbeat.battery.map(|battery| (battery.percent, battery.charging)))),
+                _ => None,
+            })
+            .collect();
+        let expected = [(State::Active, Some((30, false))), (State::BatteryLow, Some((14, false))), (State::Active, Some((15, true)))];
+        assert_eq!(batteries, expected);
+        assert!(!format!("{:?}", desk.made).contains("canary"));
+    }
+
+    /// Plays logind's word and the clock's gap of one sleep; the names of what is told of it, and how long it was.
+    fn sleep(word_before: bool, stale_ticks: u64) -> (Vec<&'static str>, Vec<u64>) {
+        let mut desk = Desk::read(policy());
+        desk.until(MINUTE);
+        let sleeping = Some(SessionSight { locked: false, sleeping: true });
+        if word_before {
+            desk.session = sleeping;
+            desk.until(MINUTE + 2 * SECOND);
+        }
+        desk.ms += 3 * HOUR;
+        // What logind says after the wake may be heard late, and in any tick.
+        for tick in 0..stale_ticks {
+            desk.session = if word_before || tick > 0 { sleeping } else { Some(SessionSight::default()) };
+            desk.tick();
+            desk.ms += SECOND;
+        }
+        desk.session = Some(SessionSight::default());
+        desk.tick();
+        desk.until(desk.ms + 2 * MINUTE);
+        desk.stop();
+        let slept = |session: &Session| if let Session::Resume { slept_ms } = session { Some(*slept_ms) } else { None };
+        assert_eq!(desk.worked_ms().1, 0, "asleep is not idle");
+        assert!(desk.worked_ms().0 <= 4 * 60_000, "and no work");
+        let sessions = desk.sessions();
+        (sessions.iter().map(|(_, session)| session.name()).collect(), sessions.iter().filter_map(|(_, session)| slept(session)).collect())
+    }
+
+    #[test]
+    fn logind_and_the_clocks_make_one_pair_of_one_sleep() {
+        let pair = ["start", "suspend", "resume", "stop"];
+        for (word_before, stale_ticks, slept) in
+            [(false, 0, 3 * HOUR), (false, 4, 3 * HOUR), (true, 0, 3 * HOUR + SECOND), (true, 3, 3 * HOUR + 4 * SECOND)]
+        {
+            assert_eq!(sleep(word_before, stale_ticks), (pair.to_vec(), vec![slept]), "{word_before} {stale_ticks}");
+        }
+    }
+
+    #[test]
+    fn a_sleep_that_only_logind_tells_is_a_state_of_its_own() {
+        let mut desk = Desk::read(policy());
+        desk.until(MINUTE);
+        desk.session = Some(SessionSight { locked: true, sleeping: true });
+        desk.until(11 * MINUTE);
+        assert_eq!(desk.day.state(), State::Asleep);
+        assert_eq!(desk.kinds_since(61 * SECOND), Vec::<&str>::new(), "no sign of life");
+        desk.session = Some(SessionSight { locked: true, sleeping: false });
+        desk.tick();
+        let woke = 11 * 60_000;
+        let told = [(61_000, Session::Suspend), (woke, Session::Resume { slept_ms: 10 * MINUTE - SECOND }), (woke, Session::Lock)];
+        assert_eq!(desk.sessions()[1..], told);
+        assert_eq!(desk.beats()[1..], [(61_000, State::Asleep), (woke, State::Locked)]);
+    }
+
+    #[test]
+    fn idle_that_cannot_be_seen_never_becomes_idle_and_a_window_that_cannot_be_seen_has_no_source() {
+        let mut desk = Desk::read(policy());
+        desk.until(MINUTE);
+        (desk.idle_ms, desk.front) = (None, Front::Unseen);
+        desk.until(10 * MINUTE);
+        desk.stop();
+        assert!(desk.beats().iter().all(|(_, state)| *state != State::Idle));
+        let unseen = |record: &Record| match &record.kind {
+            Kind::Focus(focus) if focus.source == Source::None => Some((focus.application.clone(), focus.ms)),
+            _ => None,
+        };
+        let unseen: Vec<_> = desk.made.iter().filter_map(unseen).collect();
+        assert_eq!(unseen, [(Application::None, 300_000), (Application::None, 239_000)]);
     }
 }

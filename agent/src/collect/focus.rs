@@ -2,7 +2,7 @@
 
 use muster_mesh::{
     clock::Reading,
-    record::{Focus, Kind, Record, Source},
+    record::{Focus, Kind, Record},
 };
 
 use crate::redact::Shown;
@@ -23,7 +23,7 @@ struct Span {
 }
 
 impl Spans {
-    /// Takes what is in front now. None: it can't be seen.
+    /// Takes what is in front now. None: it wasn't asked for.
     pub fn tick(&mut self, now: Reading, shown: Option<Shown>) -> Option<Record> {
         let Some(shown) = shown else { return self.cut() };
         self.last = Some(now);
@@ -46,15 +46,15 @@ impl Spans {
 impl Span {
     fn record(self, end: Reading) -> Option<Record> {
         let ms = u32::try_from(end.boot_ms.saturating_sub(self.begin.boot_ms)).unwrap_or(u32::MAX);
-        let Shown { application, title } = self.shown;
-        let focus = Focus { ms, application, title, source: Source::X11 };
+        let Shown { application, title, source } = self.shown;
+        let focus = Focus { ms, application, title, source };
         (ms > 0).then_some(Record { at: self.begin.wall_ms, kind: Kind::Focus(focus) })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use muster_mesh::record::Application;
+    use muster_mesh::record::{Application, Source};
 
     use super::*;
 
@@ -63,7 +63,7 @@ mod tests {
     }
 
     fn window(name: &str) -> Option<Shown> {
-        Some(Shown { application: Application::Named(name.into()), title: None })
+        Some(Shown { application: Application::Named(name.into()), title: None, source: Source::X11 })
     }
 
     fn play(spans: &mut Spans, ticks: impl IntoIterator<Item = (u64, Option<Shown>)>) -> Vec<(i64, u32, Application)> {
@@ -93,6 +93,18 @@ mod tests {
         let made = play(&mut spans, (0..700).map(|s| (s * 1_000, window("a"))));
         assert_eq!(made.iter().map(|(at, ms, _)| (*at, *ms)).collect::<Vec<_>>(), [(0, 300_000), (300_000, 300_000)]);
         assert_eq!(spans.cut().map(|record| span(record).1), Some(99_000));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_a_span_that_says_so() {
+        let unseen = || Some(Shown { application: Application::None, title: None, source: Source::None });
+        let mut spans = Spans::default();
+        let shown = |s| if (3..9).contains(&s) { unseen() } else { window("a") };
+        let mut made: Vec<Record> = (0..12).filter_map(|s| spans.tick(at(s * 1_000), shown(s))).collect();
+        made.extend(spans.cut());
+        let sources: Vec<(u32, Source)> =
+            made.into_iter().map(|record| if let Kind::Focus(focus) = record.kind { (focus.ms, focus.source) } else { panic!() }).collect();
+        assert_eq!(sources, [(3_000, Source::X11), (6_000, Source::None), (2_000, Source::X11)]);
     }
 
     #[test]

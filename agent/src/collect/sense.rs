@@ -1,10 +1,10 @@
-//! Quiet: what the collector needs from a desktop: three small senses, how they fail, and when a failed one is tried again.
+//! Quiet: what the collector needs from a desktop: some small senses, how they fail, and when a failed one is tried again.
 //!
 //! A sense is only asked for what may be kept: while nothing may be observed it rests.
 
 use std::collections::BTreeMap;
 
-use muster_mesh::record::{Capability, Kind, Record};
+use muster_mesh::record::{Battery, Capability, Kind, Record, Source};
 
 /// Key presses, clicks and wheel steps since the sense was made; only how many. Nothing else can pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,17 +19,52 @@ pub struct Counts {
 /// What is in front.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Front {
-    Nothing,
+    /// It can't be seen here, or not now.
+    Unseen,
+    Nothing(Source),
     Window(Window),
 }
 
 /// A window, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
+    /// How it was found out.
+    pub source: Source,
     pub class: String,
     pub instance: String,
     /// None: it wasn't asked for, or there is none.
     pub title: Option<String>,
+}
+
+/// Where something lies on the screens, in root coordinates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rectangle {
+    pub x: i32,
+    pub y: i32,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// What is known of the session and the computer around it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SessionSight {
+    pub locked: bool,
+    /// It goes to sleep, or sleeps, or has just woken without saying so.
+    pub sleeping: bool,
+}
+
+/// Where the computer's power comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Power {
+    pub on_ac: bool,
+    pub battery: Option<Battery>,
+}
+
+/// What the computer itself says in one tick; asked before the other senses, since it may forbid them. None: not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ComputerSight {
+    pub session: Option<SessionSight>,
+    pub power: Option<Power>,
 }
 
 /// What was asked for and seen in one tick. None: not asked, or it can't be seen.
@@ -38,6 +73,10 @@ pub struct Sample {
     pub front: Option<Front>,
     pub idle_ms: Option<u64>,
     pub counts: Option<Counts>,
+    /// In a call, or media is playing.
+    pub call: Option<bool>,
+    /// The computer's own, sorted.
+    pub addresses: Option<Vec<String>>,
 }
 
 /// Why a sense gives nothing; the text is for people.
@@ -60,6 +99,8 @@ pub trait ActiveWindow: Send {
     fn probe(&mut self) -> Result<(), SenseError>;
     /// The title is read only when `may_read_title(class, instance)` says so.
     fn front(&mut self, may_read_title: &dyn Fn(&str, &str) -> bool) -> Result<Front, SenseError>;
+    /// Where the window in front lies. None: nothing is in front.
+    fn geometry(&mut self) -> Result<Option<Rectangle>, SenseError>;
 }
 
 /// How long ago the last input was.
@@ -79,6 +120,36 @@ pub trait InputCounter: Send {
     fn rest(&mut self) {}
 }
 
+/// Whether the session is locked, and the computer going to sleep. Answers at once, from what was heard last.
+pub trait SessionWatch: Send {
+    fn probe(&mut self) -> Result<(), SenseError>;
+    fn session(&mut self) -> Result<SessionSight, SenseError>;
+    /// Hears nothing until it is asked again.
+    fn rest(&mut self) {}
+}
+
+/// Whether a program keeps the screen on, as calls and players do. Answers at once, from what was heard last.
+pub trait CallWatch: Send {
+    fn probe(&mut self) -> Result<(), SenseError>;
+    fn is_held(&mut self) -> Result<bool, SenseError>;
+    /// Hears nothing until it is asked again.
+    fn rest(&mut self) {}
+}
+
+/// Where the power comes from, and how much the battery holds.
+pub trait PowerSource: Send {
+    fn probe(&mut self) -> Result<(), SenseError>;
+    /// `boot_ms` is the boot clock now.
+    fn power(&mut self, boot_ms: u64) -> Result<Power, SenseError>;
+    fn rest(&mut self) {}
+}
+
+/// The computer's own addresses.
+pub trait AddressBook: Send {
+    /// Sorted, each once; `boot_ms` is the boot clock now.
+    fn addresses(&mut self, boot_ms: u64) -> Result<Vec<String>, SenseError>;
+}
+
 const RETRY_FIRST_MS: u64 = 1_000;
 const RETRY_MOST_MS: u64 = 60_000;
 /// What this desktop can't do, it seldom learns.
@@ -94,6 +165,11 @@ pub struct Backoff {
 impl Backoff {
     pub fn is_due(&self, boot_ms: u64) -> bool {
         boot_ms >= self.retry_at_ms
+    }
+
+    /// How long it is until then.
+    pub fn due_in_ms(&self, boot_ms: u64) -> u64 {
+        self.retry_at_ms.saturating_sub(boot_ms)
     }
 
     pub fn succeeded(&mut self) {
