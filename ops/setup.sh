@@ -1,4 +1,4 @@
-# Sourced by ops/quickstart and ops/test, at the root of the repository: the packages of ops/packages, and cargo.
+# Sourced by ops/quickstart, ops/test and ops/engines, at the root of the repository: the packages of ops/packages, and cargo.
 
 set -euo pipefail
 
@@ -15,7 +15,11 @@ step() {
     "$@"
 }
 
-packages_wanted() { sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' ops/packages; }
+packages_wanted() {
+    local others='^$'
+    [[ ${0##*/} == quickstart ]] && others='# test:'
+    sed -e "/$others/d" -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' ops/packages
+}
 
 packages_missing() {
     local package
@@ -28,6 +32,21 @@ as_root() { if [[ $(id -u) == 0 ]]; then "$@"; else sudo "$@"; fi; }
 
 apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null; }
 
+# without_database_server COMMAND…: Debian's PostgreSQL would make a server of the machine's own and start it. Nobody asked for that one.
+without_database_server() {
+    local folder=/etc/postgresql-common/createcluster.d result=0
+    if ! packages_missing | grep -qx postgresql; then
+        "$@"
+        return
+    fi
+    as_root mkdir -p "$folder"
+    echo "create_main_cluster = false" | as_root tee "$folder/muster.conf" >/dev/null
+    "$@" || result=$?
+    as_root rm -f "$folder/muster.conf"
+    as_root rmdir --ignore-fail-on-non-empty "$folder"
+    return "$result"
+}
+
 install_packages() {
     local missing
     command -v dpkg-query >/dev/null || stop "this isn't Debian or a relative of it. Install what stands in ops/packages under its names here, then run again with MUSTER_PACKAGES=have."
@@ -36,7 +55,7 @@ install_packages() {
     [[ $(id -u) == 0 ]] || command -v sudo >/dev/null || stop "packages are missing and there is no sudo. As root: apt-get install ${missing//$'\n'/ }"
     step "updating the list of packages" "10 s" apt update || stop "the list of packages can't be updated. Look at: apt-get update"
     # shellcheck disable=SC2086 — one word per package
-    step "installing ${missing//$'\n'/ }" "1 minute" apt install --no-install-recommends -y $missing \
+    step "installing ${missing//$'\n'/ }" "1 minute" without_database_server apt install --no-install-recommends -y $missing \
         || stop "packages can't be installed. Look at: apt-get install ${missing//$'\n'/ }"
 }
 
@@ -52,6 +71,9 @@ target_folder() { realpath -m "${CARGO_TARGET_DIR:-target}"; }
 build_usually() {
     if [[ -d $(target_folder)/$1/deps ]]; then echo "seconds, or some minutes after changes"; else echo "$2 minutes on 2 cores, the first time"; fi
 }
+
+# What muster-shot is built with: Debian's -dev packages, or the same by other names.
+pictures_can_be_built() { pkg-config --exists xcb libpipewire-0.3 wayland-client egl gbm 2>/dev/null; }
 
 # At a terminal cargo shows how far it is; elsewhere only what is wrong.
 cargo_words=(--quiet --locked)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use muster_mesh::{
-    batch::Envelope,
+    batch::{Batch, Envelope},
     ids::Lane,
     queue::{directory::Directory, segment::Segments},
 };
@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::swarm::{PATIENCE, folder, mesh, program};
 
-const SITE: &str = "oslo";
-const PERSON: &str = "ada";
+pub const SITE: &str = "oslo";
+pub const PERSON: &str = "ada";
 /// The agent looks once a second: what stands this long is seen.
 const SEEN: Duration = Duration::from_millis(2_500);
 
@@ -93,7 +93,7 @@ async fn what_may_not_be_seen_is_in_no_file_and_what_may_be_is_found() {
     assert_eq!(everywhere.iter().filter(|(place, _)| place.starts_with("decoded")).count(), 3);
 }
 
-fn agent() -> Node {
+pub fn agent() -> Node {
     Node::Agent(PERSON.into())
 }
 
@@ -131,7 +131,7 @@ impl Drop for Window {
     }
 }
 
-fn xdotool(display: &str, arguments: &[&str]) -> String {
+pub fn xdotool(display: &str, arguments: &[&str]) -> String {
     let output = Command::new("xdotool").args(arguments).env("DISPLAY", display).stderr(Stdio::null()).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -139,7 +139,7 @@ fn xdotool(display: &str, arguments: &[&str]) -> String {
 // --- the person ---
 
 /// As a person does: in a terminal, answering what it asks.
-fn read_the_notice(mesh: &Mesh) {
+pub fn read_the_notice(mesh: &Mesh) {
     let program = program("muster-agent");
     let config = mesh.folder_of(&agent()).join("agent.toml");
     let command = format!("{} notice --config {}", program.display(), config.display());
@@ -158,7 +158,7 @@ async fn text(mesh: &Mesh, verb: &str) -> String {
     answer["text"].as_str().unwrap_or_default().to_owned()
 }
 
-async fn until(mesh: &mut Mesh, what: &str, holds: impl Fn(&Value) -> bool) {
+pub async fn until(mesh: &mut Mesh, what: &str, holds: impl Fn(&Value) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         mesh.check().unwrap();
@@ -182,12 +182,12 @@ fn set_policy(mesh: &Mesh, titles: bool, days: &str) {
     fs::write(mesh.folder().join("policy.toml"), text).unwrap();
 }
 
-fn every_day() -> String {
+pub fn every_day() -> String {
     "mon-sun".into()
 }
 
 /// A day of the week that isn't today anywhere.
-fn another_day() -> String {
+pub fn another_day() -> String {
     let names = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
     let output = Command::new("date").args(["-u", "+%u"]).output().unwrap();
     let today: usize = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap();
@@ -211,26 +211,27 @@ async fn everything(mesh: &Mesh) -> Vec<(String, String)> {
     all
 }
 
-fn files_below(folder: &Path, found: &mut impl FnMut(&Path)) {
+pub fn files_below(folder: &Path, found: &mut impl FnMut(&Path)) {
     for entry in fs::read_dir(folder).unwrap() {
         let path: PathBuf = entry.unwrap().path();
         if path.is_dir() { files_below(&path, found) } else { found(&path) }
     }
 }
 
-/// Every batch of both lanes, opened.
 fn queue(state: &Path) -> String {
-    let mut text = String::new();
+    batches(state).iter().map(|batch| format!("{:?}\n", batch.records)).collect()
+}
+
+/// Every batch of both lanes, opened.
+pub fn batches(state: &Path) -> Vec<Batch> {
+    let mut found = Vec::new();
     for lane in Lane::ALL {
         let mut directory = Segments::open(&state.join(lane.name()), 1 << 20).unwrap();
         for segment in directory.segments() {
             let mut from = 0;
             loop {
                 let page = directory.read(segment, from, usize::MAX).unwrap();
-                for slot in &page.slots {
-                    let batch = Envelope::read(slot.envelope.clone()).unwrap().open().unwrap();
-                    text += &format!("{:?}\n", batch.records);
-                }
+                found.extend(page.slots.iter().map(|slot| Envelope::read(slot.envelope.clone()).unwrap().open().unwrap()));
                 if page.last {
                     break;
                 }
@@ -238,7 +239,7 @@ fn queue(state: &Path) -> String {
             }
         }
     }
-    text
+    found
 }
 
 /// Every value of every table, but for the policies' own texts.

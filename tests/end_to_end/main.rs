@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod canary;
+mod engines;
 mod faults;
 mod full_disks;
 mod kills;
 mod mistakes;
+mod pictures;
 mod quickstart;
 mod swarm;

@@ -8,6 +8,7 @@ use std::{
 
 use muster_mesh::clock::{Clock, SystemClock};
 use muster_start::{
+    engines::Engines,
     ledger::Ledger,
     mesh::{self, AgentAt, Mesh, Node, Setup},
     quickstart::{AGENT, LEDGER, SITE},
@@ -15,28 +16,49 @@ use muster_start::{
 };
 use serde_json::json;
 
-use crate::swarm::program;
+use crate::{engines::Own, swarm::program};
 
 const POLICY: &str = include_str!("../../ops/examples/policy.toml");
 
-/// A folder, with a short name since the control sockets' paths must be short.
+/// A folder, with a short name since the control sockets' paths must be short, and a policy that doesn't let a test wait for pictures.
 struct Place {
     folder: tempfile::TempDir,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Place {
     fn new() -> Place {
-        Place { folder: tempfile::tempdir_in("/tmp").unwrap() }
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        fs::write(folder.path().join("policy.toml"), hasty()).unwrap();
+        Place { folder, environment: Vec::new() }
     }
 
     fn path(&self) -> PathBuf {
         self.folder.path().join("q")
     }
 
-    fn quickstart(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program("muster-quickstart"));
-        command.args(arguments).arg("--folder").arg(self.path()).env_remove("DISPLAY").output().unwrap()
+    /// Looks at what earlier calls left.
+    fn check(&self) -> Output {
+        self.call(&["--check"])
     }
+
+    fn quickstart(&self, arguments: &[&str]) -> Output {
+        let policy = self.folder.path().join("policy.toml");
+        self.call(&[arguments, &["--policy", policy.to_str().unwrap()]].concat())
+    }
+
+    fn call(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program("muster-quickstart"));
+        command.args(arguments).arg("--folder").arg(self.path()).env_remove("DISPLAY").envs(self.environment.iter().cloned());
+        command.output().unwrap()
+    }
+}
+
+/// Quickstart's policy, with a picture every 2 s.
+fn hasty() -> String {
+    let hasty = POLICY.replace("interval_s = 15 ", "interval_s = 2 ");
+    assert_ne!(hasty, POLICY);
+    hasty
 }
 
 fn said(output: &Output) -> String {
@@ -64,18 +86,47 @@ async fn what_quickstart_observes_arrives_and_a_row_that_goes_later_is_found() {
 
     let second = place.quickstart(&["--for", "3"]);
     assert!(second.status.success(), "a second start finds what the first left: {}", said(&second));
-    let checked = place.quickstart(&["--check"]);
+    let checked = place.check();
     assert!(checked.status.success() && said(&checked).matches("agrees").count() == 2, "{}", said(&checked));
 
     delete_one_row_of("focus", &place.path()).await;
-    let red = place.quickstart(&["--check"]);
+    let red = place.check();
     let Stages { observed, .. } = summary.kinds.focus;
     let told = format!("focus: {observed} observed, {observed} in the branch, {} in the hub", observed - 1);
     assert!(!red.status.success() && said(&red).contains(&told), "{told} isn't in: {}", said(&red));
 
     let fresh = place.quickstart(&["--fresh", "--for", "3"]);
     assert!(fresh.status.success(), "{}", said(&fresh));
-    assert!(said(&place.quickstart(&["--check"])).starts_with("run 1 "), "--fresh forgets");
+    assert!(said(&place.check()).starts_with("run 1 "), "--fresh forgets");
+}
+
+/// One pass over everything that differs between engines: a run, a second one, and the comparison by SQL.
+#[tokio::test]
+async fn quickstart_does_the_same_on_postgresql_and_s3() {
+    let Some(own) = Own::new().await else { return };
+    let mut place = Place::new();
+    place.environment.extend(own.environment());
+    let engines = own.engines();
+    let (store, objects) = (engines.store.unwrap(), engines.objects.unwrap());
+    let file = place.folder.path().join("out.json");
+    let first = place.quickstart(&["--for", "6", "--summary", file.to_str().unwrap(), "--store", &store, "--objects", &objects]);
+    assert!(first.status.success(), "{}", said(&first));
+    let summary: Summary = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert!(summary.agree && summary.kinds.each().iter().all(|(_, stages)| stages.in_hub > 0), "{summary:?}");
+    assert!(!place.path().join("hub/muster.db").exists() && !place.path().join("hub/objects").exists(), "nothing lies beside them");
+
+    let elsewhere = place.quickstart(&["--for", "3", "--store", "sqlite:///tmp/other.db"]);
+    assert!(!elsewhere.status.success() && said(&elsewhere).contains("--fresh"), "{}", said(&elsewhere));
+    let second = place.quickstart(&["--for", "4"]);
+    assert!(second.status.success(), "the engines are remembered: {}", said(&second));
+    let checked = place.check();
+    assert!(checked.status.success() && said(&checked).matches("agrees").count() == 2, "{}", said(&checked));
+
+    delete_one_row_of("screenshot", &place.path()).await;
+    let red = place.check();
+    let Stages { observed, .. } = summary.kinds.screenshot;
+    assert!(!red.status.success() && said(&red).contains("screenshot: "), "{observed} observed: {}", said(&red));
+    assert!(!said(&first).contains(&store), "a URL that may hold a password isn't said");
 }
 
 /// A run whose last batches lie with the agent and the relay, and not yet in the hub. Ends with all stopped.
@@ -107,8 +158,10 @@ async fn run_cut_from_the_hub(place: &Place) -> (Mesh, Summary) {
 }
 
 fn open(place: &Place) -> Mesh {
-    let policy = POLICY.to_owned();
-    Mesh::open(&place.path(), Setup { policy, test_mode: true, interval_s: 1, web_port: None, guests: Default::default() }).unwrap()
+    // No picture comes in between: each batch that these tests count has its reason in them.
+    let (policy, engines) = (POLICY.replace("interval_s = 15 ", "interval_s = 0 "), Engines::default());
+    Mesh::open(&place.path(), Setup { policy, test_mode: true, interval_s: 1, web_port: None, guests: Default::default(), engines })
+        .unwrap()
 }
 
 async fn start_all(mesh: &mut Mesh) {
@@ -152,11 +205,11 @@ async fn a_segment_that_goes_at_the_relay_before_the_sync_is_sent_again_by_the_a
     let (mut mesh, summary) = run_cut_from_the_hub(&place).await;
     delete_segments(&mesh.state(&Node::Relay(SITE.into())).join("telemetry"));
     run_on(&place, &mut mesh).await;
-    let checked = said(&place.quickstart(&["--check"]));
+    let checked = said(&place.check());
     // Without a desktop there are two kinds that nobody saw; everything else is there.
-    let expected = "activity: none was observed, and some was expected; focus: none was observed, and some was expected";
+    let expected = "activity: none was observed, and some was expected; screenshot: none was observed, and some was expected";
     let line = checked.lines().next().unwrap();
-    assert!(line.ends_with(expected) && line.contains(": activity"), "{summary:?}\n{checked}");
+    assert!(line.ends_with(expected) && line.contains("): activity"), "{summary:?}\n{checked}");
 }
 
 #[tokio::test]
@@ -166,7 +219,7 @@ async fn what_goes_at_the_agent_and_in_the_branch_before_the_sync_is_found_missi
     fs::remove_dir_all(mesh.state(&Node::Relay(SITE.into()))).unwrap();
     delete_segments(&mesh.state(&Node::Agent(AGENT.into())).join("telemetry"));
     run_on(&place, &mut mesh).await;
-    let checked = place.quickstart(&["--check"]);
+    let checked = place.check();
     let Stages { observed, in_hub, .. } = summary.kinds.session;
     let told = format!("session: {observed} observed, {observed} in the branch, {in_hub} in the hub");
     assert!(!checked.status.success() && said(&checked).contains(&told), "{told} isn't in: {}", said(&checked));

@@ -23,6 +23,8 @@ use muster_swarm::{
 };
 use tokio::time::{Instant, sleep};
 
+use crate::engines::{self, Own};
+
 const POLICY: &str = include_str!("../../ops/examples/policy.toml");
 /// Machines are shared: this is never a measure of speed, only an end to waiting.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -37,8 +39,18 @@ pub fn folder() -> tempfile::TempDir {
 pub fn mesh(folder: &Path, sites: &[&str]) -> Mesh {
     let others = |site: &str| sites.iter().filter(|other| **other != site).map(|other| (*other).to_owned()).collect();
     let guests = sites.iter().map(|site| ((*site).to_owned(), others(site))).collect();
-    Mesh::open(&folder.join("q"), Setup { policy: POLICY.to_owned(), test_mode: true, interval_s: 1, web_port: None, guests })
-        .expect("a mesh")
+    let servers = engines::of_this_run();
+    let engines = servers.as_ref().map(Own::engines).unwrap_or_default();
+    // A real agent beside a swarm has no desktop: each picture that it can't take would be a gap, and these tests count gaps.
+    let policy = POLICY.replace("interval_s = 15 ", "interval_s = 0 ");
+    let setup = Setup { policy, test_mode: true, interval_s: 1, web_port: None, guests, engines };
+    let mut mesh = Mesh::open(&folder.join("q"), setup).expect("a mesh");
+    if let Some(servers) = servers {
+        servers.environment().into_iter().for_each(|(name, value)| mesh.set(&Node::Hub, name, &value));
+        // The mesh outlives this call, and so must its database.
+        std::mem::forget(servers);
+    }
+    mesh
 }
 
 /// One of the built programs.
@@ -88,12 +100,13 @@ pub struct Life {
     pub days: u32,
     pub speed: u32,
     pub drain_s: u64,
+    pub pictures_a_day: u32,
 }
 
 /// Days that pass so fast that there is always something on its way.
-pub const BUSY: Life = Life { days: 1_000, speed: 400, drain_s: 0 };
+pub const BUSY: Life = Life { days: 1_000, speed: 400, drain_s: 0, pictures_a_day: 40 };
 /// Makes nothing, and waits for what is on its way.
-pub const DRAINING: Life = Life { days: 0, speed: 1, drain_s: 100 };
+pub const DRAINING: Life = Life { days: 0, speed: 1, drain_s: 100, pictures_a_day: 0 };
 
 impl Swarm {
     /// Issues the agents' certificates.
@@ -129,7 +142,13 @@ impl Swarm {
             .arg(path("state"))
             .arg("--journal")
             .arg(path("journal.jsonl"));
-        let numbers = [("--seed", self.lives), ("--days", life.days.into()), ("--speed", life.speed.into()), ("--drain-s", life.drain_s)];
+        let numbers = [
+            ("--seed", self.lives),
+            ("--days", life.days.into()),
+            ("--speed", life.speed.into()),
+            ("--drain-s", life.drain_s),
+            ("--pictures-a-day", life.pictures_a_day.into()),
+        ];
         for (name, number) in numbers {
             command.arg(name).arg(number.to_string());
         }
@@ -208,8 +227,10 @@ impl Swarm {
 
     /// Compares the journal with the hub's rows, read by SQL.
     pub async fn check(&self, mesh: &Mesh) -> Report {
-        let database = muster_start::mesh::database_url(mesh.folder());
-        check::check(&Check { journal: self.folder.join("journal.jsonl"), database, under_way: false }).await.expect("the check runs")
+        let (database, objects) = (mesh.engines().store_url(mesh.folder()), Some(mesh.engines().objects(mesh.folder())));
+        check::check(&Check { journal: self.folder.join("journal.jsonl"), database, objects, under_way: false })
+            .await
+            .expect("the check runs")
     }
 }
 

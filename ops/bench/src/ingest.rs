@@ -1,11 +1,15 @@
-//! Async: POSTs of a relay into committed rows, beside a plain insert of the same rows of all tables.
+//! Async: POSTs of a relay into committed rows of either database, beside a plain insert of the same rows of all tables.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use anyhow::Context;
 use bytes::Bytes;
 use muster_agent::{batcher::Batcher, spool::BatchContext};
-use muster_hub::{ingest::Ingest, policy::Policies, presence::Presences, store::Store};
+use muster_hub::{
+    ingest::{Ingest, pictures::Pictures},
+    objects::Objects,
+    policy::Policies,
+    store::Store,
+};
 use muster_mesh::{
     batch::{Batch, Head},
     clock::{Clock, Reading, SystemClock, Zone},
@@ -15,10 +19,9 @@ use muster_mesh::{
     record::Record,
 };
 use muster_swarm::day;
-use sqlx::{Column, Executor, Row, TypeInfo, ValueRef, sqlite::SqliteRow};
-use tokio::{sync::Mutex, time::Instant};
+use tokio::time::Instant;
 
-use crate::measure::alternate;
+use crate::{measure::alternate, place::Place, plain};
 
 /// People whose day is ingested.
 const PEOPLE: u64 = 120;
@@ -26,26 +29,32 @@ const RELAY: &str = "site/oslo/relay/oslo-1";
 const POLICY: &str = include_str!("../../examples/policy.toml");
 
 /// At 500 records a batch, and as a real day makes them.
-pub fn row() -> anyhow::Result<()> {
+pub fn row(engine: &str) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     for (name, records) in [("500 records a batch", limits::BATCH_RECORDS_MAX), ("as a real day makes them", 0)] {
         let posts = posts(records)?;
-        println!("ingest, {name}: {} POSTs, {} records", posts.bodies.len(), posts.records);
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        println!("ingest into {engine}, {name}: {} POSTs, {} records", posts.bodies.len(), posts.records);
         let rows = runtime.block_on(async {
-            let folder = tempfile::tempdir_in(".")?;
-            ingest(folder.path(), &posts).await?;
-            dump(folder.path()).await
+            let place = Place::new("sqlite").await?;
+            ingest(&place, &posts).await?;
+            let rows = plain::dump(place.url()).await;
+            place.leave().await?;
+            rows
         })?;
         let mut plain = || {
             runtime.block_on(async {
-                let folder = tempfile::tempdir_in(".")?;
-                insert(folder.path(), &rows, posts.records).await
+                let place = Place::new(engine).await?;
+                let took = plain::insert(&place, &rows).await?;
+                place.leave().await?;
+                Ok(posts.records as f64 / took)
             })
         };
         let mut ours = || {
             runtime.block_on(async {
-                let folder = tempfile::tempdir_in(".")?;
-                ingest(folder.path(), &posts).await
+                let place = Place::new(engine).await?;
+                let rate = ingest(&place, &posts).await?;
+                place.leave().await?;
+                Ok(rate)
             })
         };
         alternate("records/s", &mut [("plain multi-row insert of the same rows", &mut plain), ("ours, from POST to commit", &mut ours)])?;
@@ -53,9 +62,10 @@ pub fn row() -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Posts {
-    bodies: Vec<Bytes>,
-    records: u64,
+/// What a relay sends.
+pub struct Posts {
+    pub bodies: Vec<Bytes>,
+    pub records: u64,
 }
 
 /// A branch's day as its relay sends it: in order of time, all people mixed.
@@ -73,6 +83,7 @@ fn posts(records_per_batch: usize) -> anyhow::Result<Posts> {
             batches.insert(
                 (at_ms, person),
                 seal(
+                    Lane::Telemetry,
                     DeviceId(device),
                     seq,
                     reading,
@@ -87,23 +98,34 @@ fn posts(records_per_batch: usize) -> anyhow::Result<Posts> {
             );
         }
     }
-    let facts = Facts { receipt_ms: clock.now().wall_ms, dial: 1, boot: BootId([1; 16]), zero_ms: begin_ms, address: None }.bytes()?;
     let envelopes: Vec<Bytes> = batches.into_values().collect();
+    let per_post = if records_per_batch == 0 { 4_000 } else { 100 };
+    Ok(Posts { bodies: post_bodies(Lane::Telemetry, &envelopes, per_post, begin_ms)?, records })
+}
+
+/// As a relay sends them. `zero_ms`: when the agents' computers booted, UTC.
+pub fn post_bodies(lane: Lane, envelopes: &[Bytes], per_post: usize, zero_ms: i64) -> anyhow::Result<Vec<Bytes>> {
+    let now_ms = SystemClock::new().now().wall_ms;
+    let facts = Facts { receipt_ms: now_ms, dial: 1, boot: BootId([1; 16]), zero_ms, address: None }.bytes()?;
     let mut bodies = Vec::new();
-    for (number, chunk) in (1..).zip(envelopes.chunks(if records_per_batch == 0 { 4_000 } else { 100 })) {
-        let queue = |lane: Lane, answered| QueueState { lane, instance: InstanceId([lane.as_u8() + 1; 16]), answered };
+    for (number, chunk) in (1..).zip(envelopes.chunks(per_post)) {
+        let queue = |of: Lane| QueueState {
+            lane: of,
+            instance: InstanceId([of.as_u8() + 1; 16]),
+            answered: if of == lane { number - 1 } else { 0 },
+        };
         let head = PostHead {
-            lane: Lane::Telemetry,
+            lane,
             number,
-            queues: vec![queue(Lane::Telemetry, number - 1), queue(Lane::Pictures, 0)],
+            queues: Lane::ALL.map(queue).to_vec(),
             asks: Vec::new(),
             presence: None,
-            relay_ms: clock.now().wall_ms,
+            relay_ms: now_ms,
             versions: Vec::new(),
         };
         bodies.push(head.body(chunk.iter().map(|envelope| (facts.as_ref(), envelope.as_ref())))?);
     }
-    Ok(Posts { bodies, records })
+    Ok(bodies)
 }
 
 /// Batches with the moment they close; times are from the day's begin.
@@ -131,13 +153,13 @@ fn context() -> BatchContext {
     BatchContext { policy: version, notice: version, erasure: Version::default(), test_mode: true, boot: BootId([1; 16]), zone }
 }
 
-fn seal(device: DeviceId, seq: u64, now: Reading, records: Vec<Record>) -> anyhow::Result<Bytes> {
+pub fn seal(lane: Lane, device: DeviceId, seq: u64, now: Reading, records: Vec<Record>) -> anyhow::Result<Bytes> {
     let context = context();
     let batch = Batch {
         device,
         spool: SpoolId(device.0),
         seq,
-        lane: Lane::Telemetry,
+        lane,
         policy: context.policy,
         notice: context.notice,
         erasure: context.erasure,
@@ -155,115 +177,53 @@ fn seal(device: DeviceId, seq: u64, now: Reading, records: Vec<Record>) -> anyho
     Ok(batch.seal()?.bytes().clone())
 }
 
-async fn ingest(folder: &Path, posts: &Posts) -> anyhow::Result<f64> {
-    let store = Arc::new(Store::open(&url(folder)).await?);
+/// What a person's day takes on the disk, indexes and all.
+pub fn day_row() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let posts = posts(0)?;
+    for engine in ["sqlite", "postgres"] {
+        let bytes = runtime.block_on(async {
+            let place = Place::new(engine).await?;
+            let empty = place.bytes().await?;
+            ingest(&place, &posts).await?;
+            let bytes = place.bytes().await? - empty;
+            place.leave().await?;
+            anyhow::Ok(bytes)
+        })?;
+        println!("stored per person and day, {engine}: {:.3} MB of {} records", bytes as f64 / PEOPLE as f64 / 1e6, posts.records / PEOPLE);
+    }
+    Ok(())
+}
+
+/// A hub's ingest over this place.
+pub async fn hub(place: &Place) -> anyhow::Result<Ingest> {
+    let store = Arc::new(Store::open(place.url()).await?);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let policy = folder.join("policy.toml");
+    let policy = place.folder().join("policy.toml");
     std::fs::write(&policy, POLICY)?;
     let policies = Arc::new(Policies::open(store.clone(), policy, true, false, clock.now().wall_ms).await?);
-    let presences = Arc::new(Mutex::new(Presences::default()));
-    let ingest = Ingest { store: store.clone(), clock, policies, presences, test_mode: true };
+    let objects = Objects::open(&place.folder().join("objects").display().to_string())?;
+    let pictures = Pictures::new(Arc::new(objects), clock.clone());
+    Ok(Ingest { store, clock, policies, presences: Arc::default(), pictures, test_mode: true })
+}
+
+async fn ingest(place: &Place, posts: &Posts) -> anyhow::Result<f64> {
+    let ingest = hub(place).await?;
     let begin = Instant::now();
     let mut stored = 0;
     for body in &posts.bodies {
-        match ingest.post(RELAY, body.clone()).await? {
-            Answer::Taken(taken) => stored += taken.counts.stored,
-            other => anyhow::bail!("the hub answers {other:?}"),
-        }
+        stored += taken(&ingest, body.clone()).await?;
     }
     let took = begin.elapsed().as_secs_f64();
     anyhow::ensure!(stored > 0, "nothing was stored");
-    store.close().await;
+    ingest.store.close().await;
     Ok(posts.records as f64 / took)
 }
 
-// --- the yardstick ---
-
-enum Value {
-    Null,
-    Number(i64),
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-/// Every table with its rows, and the statements that make the empty tables.
-struct Rows {
-    schema: Vec<String>,
-    tables: Vec<(String, usize, Vec<Vec<Value>>)>,
-}
-
-async fn dump(folder: &Path) -> anyhow::Result<Rows> {
-    let pool = sqlx::SqlitePool::connect(&url(folder)).await?;
-    let master = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '_sqlx%'";
-    let made: Vec<(String, String)> = sqlx::query_as(master).fetch_all(&pool).await?;
-    let indexes: Vec<(String,)> =
-        sqlx::query_as("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetch_all(&pool).await?;
-    let mut tables = Vec::new();
-    for (name, _) in &made {
-        let rows = pool.fetch_all(sqlx::AssertSqlSafe(format!("SELECT * FROM {name}"))).await?;
-        let columns = rows.first().map_or(0, |row| row.columns().len());
-        let rows = rows.iter().map(values).collect::<Result<_, _>>()?;
-        tables.push((name.clone(), columns, rows));
+/// How many batches of a POST were stored.
+pub async fn taken(ingest: &Ingest, body: Bytes) -> anyhow::Result<u32> {
+    match ingest.post(RELAY, body).await? {
+        Answer::Taken(taken) => Ok(taken.counts.stored),
+        other => anyhow::bail!("the hub answers {other:?}"),
     }
-    let schema = made.into_iter().map(|(_, sql)| sql).chain(indexes.into_iter().map(|(sql,)| sql)).collect();
-    pool.close().await;
-    Ok(Rows { schema, tables })
-}
-
-fn values(row: &SqliteRow) -> anyhow::Result<Vec<Value>> {
-    let value = |at: usize| -> anyhow::Result<Value> {
-        let raw = row.try_get_raw(at)?;
-        Ok(match raw.type_info().name() {
-            _ if raw.is_null() => Value::Null,
-            "INTEGER" => Value::Number(row.try_get_unchecked(at)?),
-            "TEXT" => Value::Text(row.try_get_unchecked(at)?),
-            "BLOB" => Value::Bytes(row.try_get_unchecked(at)?),
-            other => anyhow::bail!("an unexpected column of type {other}"),
-        })
-    };
-    row.columns().iter().map(|column| value(column.ordinal())).collect()
-}
-
-/// Rows per statement, and statements per transaction: as many rows as a POST of ours has.
-const ROWS: usize = 100;
-const STATEMENTS: usize = 60;
-
-async fn insert(folder: &Path, rows: &Rows, records: u64) -> anyhow::Result<f64> {
-    let options: sqlx::sqlite::SqliteConnectOptions = url(folder).parse::<sqlx::sqlite::SqliteConnectOptions>()?.create_if_missing(true);
-    let pool = sqlx::SqlitePool::connect_with(options).await?;
-    let mut connection = pool.acquire().await?;
-    connection.execute("PRAGMA journal_mode=WAL").await?;
-    connection.execute("PRAGMA synchronous=FULL").await?;
-    for sql in &rows.schema {
-        connection.execute(sqlx::AssertSqlSafe(sql.clone())).await.context("the schema")?;
-    }
-    let begin = Instant::now();
-    for (name, columns, rows) in &rows.tables {
-        for transaction in rows.chunks(ROWS * STATEMENTS) {
-            connection.execute("BEGIN IMMEDIATE").await?;
-            for statement in transaction.chunks(ROWS) {
-                let row = format!("({})", vec!["?"; *columns].join(","));
-                let sql = format!("INSERT INTO {name} VALUES {}", vec![row; statement.len()].join(","));
-                let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
-                for value in statement.iter().flatten() {
-                    query = match value {
-                        Value::Null => query.bind(None::<i64>),
-                        Value::Number(number) => query.bind(*number),
-                        Value::Text(text) => query.bind(text.as_str()),
-                        Value::Bytes(bytes) => query.bind(bytes.as_slice()),
-                    };
-                }
-                query.execute(&mut *connection).await?;
-            }
-            connection.execute("COMMIT").await?;
-        }
-    }
-    let took = begin.elapsed().as_secs_f64();
-    drop(connection);
-    pool.close().await;
-    Ok(records as f64 / took)
-}
-
-fn url(folder: &Path) -> String {
-    format!("sqlite://{}", folder.join("muster.db").display())
 }

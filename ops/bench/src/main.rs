@@ -1,9 +1,12 @@
 //! Blocking: `muster-bench ROW`: each row alternates ours and its yardstick in one run and prints medians of three.
 #![allow(clippy::print_stdout)]
 
+mod drain;
 mod hop;
 mod ingest;
 mod measure;
+mod place;
+mod plain;
 mod queue;
 mod void;
 
@@ -17,8 +20,13 @@ fn main() -> anyhow::Result<ExitCode> {
             "hop-once" => hop::once()?,
             "pictures-once" => hop::pictures_once()?,
             "crowd" => hop::crowd()?,
-            "ingest" => ingest::row()?,
-            other => anyhow::bail!("there is no row {other}: queue, hop, hop-once, pictures-once, crowd, ingest"),
+            "ingest" => ingest::row("sqlite")?,
+            "drain" => drain::row()?,
+            "day" => ingest::day_row()?,
+            "ingest-postgres" => ingest::row("postgres")?,
+            other => {
+                anyhow::bail!("there is no row {other}: queue, hop, hop-once, pictures-once, crowd, ingest, ingest-postgres, drain, day")
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -7,6 +7,7 @@ use muster_hub::store::Store;
 use muster_mesh::{complaint::Complaint, state_dir::StateDir};
 
 use crate::{
+    engines::Engines,
     ledger::{Ledger, Run},
     mesh::{self, Node},
     quickstart::{AGENT, LEDGER, SITE},
@@ -22,7 +23,7 @@ pub async fn check(folder: &Path, terminal: &mut Terminal) -> anyhow::Result<boo
         return Err(Complaint::new(what, "Run ops/quickstart --for 60 first").into());
     }
     let _stopped = all_stopped(folder)?;
-    let url = mesh::database_url(&std::path::absolute(folder)?);
+    let url = Engines::of(folder)?.store_url(&std::path::absolute(folder)?);
     if Store::check(&url).await?.version.is_none() {
         return Err(Complaint::new("the hub's database is gone", "Start empty, with --fresh").into());
     }
@@ -76,11 +77,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::summary::{AtAgent, Summary};
+    use crate::summary::{AtAgent, Kinds, Summary};
 
     fn run(ended: bool) -> (Run, InHub) {
-        let kinds: BTreeMap<String, u64> =
-            ["heartbeat", "activity", "focus", "session", "capability"].map(|kind| (kind.to_owned(), 2)).into();
+        let kinds: BTreeMap<String, u64> = Kinds::default().each().map(|(kind, _)| (kind.to_owned(), 2)).into();
         let agent =
             AtAgent { observed: kinds.clone(), relay_acked: kinds.clone(), made_batches: 3, relay_acked_batches: 3, ..AtAgent::default() };
         let hub = InHub { kinds, stored: 3, ..InHub::default() };

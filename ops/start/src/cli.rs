@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 
-use crate::{check, quickstart, terminal::Terminal};
+use crate::{check, engines::Engines, quickstart, terminal::Terminal};
 
 /// The whole mesh on this computer: a hub, a relay and an agent in test mode, with certificates of its own.
 #[derive(Debug, Parser)]
@@ -16,11 +16,20 @@ pub struct Cli {
     /// Where the comparison is written, as JSON
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
-    /// Forget what earlier starts left
+    /// Forget what earlier starts left in the folder
     #[arg(long)]
     fresh: bool,
+    /// What is collected, instead of everything (`ops/examples/policy.toml`) or of what an earlier start left
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Where the hub keeps rows, instead of SQLite in the folder: `postgres://user@host/database`; a password may stand in `PGPASSWORD`
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// Where the hub keeps pictures, instead of the folder: another one, or `s3://bucket/prefix`; address and keys stand in the usual `AWS_…`
+    #[arg(long, value_name = "URL")]
+    objects: Option<String>,
     /// Start nothing: compare again what earlier starts have observed with what the hub's database holds now
-    #[arg(long, conflicts_with_all = ["seconds", "summary", "fresh"])]
+    #[arg(long, conflicts_with_all = ["seconds", "summary", "fresh", "policy", "store", "objects"])]
     check: bool,
     /// The folder of everything
     #[arg(long, value_name = "FOLDER", default_value = ".quickstart")]
@@ -33,7 +42,15 @@ impl Cli {
         let agrees = if self.check {
             check::check(&self.folder, &mut terminal).await?
         } else {
-            let plan = quickstart::Plan { folder: self.folder, fresh: self.fresh, seconds: self.seconds, summary: self.summary };
+            let engines = Engines { store: self.store, objects: self.objects };
+            let plan = quickstart::Plan {
+                folder: self.folder,
+                fresh: self.fresh,
+                seconds: self.seconds,
+                summary: self.summary,
+                policy: self.policy,
+                engines,
+            };
             quickstart::run(plan, &mut terminal).await?
         };
         Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE })

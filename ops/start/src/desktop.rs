@@ -121,8 +121,9 @@ fn work(display: &str, stopped: &Receiver<()>) {
     for (turn, (class, _, _, text)) in WINDOWS.into_iter().cycle().enumerate() {
         let Some(window) = window_of(display, class) else { return };
         let turn = turn as u64;
-        let x = (100 + 37 * turn % 300).to_string();
-        let y = (80 + 23 * turn % 120).to_string();
+        // Inside even the smallest window: the wheel beside one would change to another desktop, and nobody would see these again.
+        let x = (40 + 37 * turn % 200).to_string();
+        let y = (40 + 23 * turn % 100).to_string();
         let wheel = if turn.is_multiple_of(2) { "4" } else { "5" };
         let gestures: [&[&str]; 5] = [
             &["windowactivate", &window],

@@ -2,6 +2,7 @@
 //! This file only lists the modules.
 //!
 //! - [`mesh`]: a folder with a CA, a hub, relays and agents; starts, kills, stops and asks them.
+//! - [`engines`]: where its hub keeps rows and pictures.
 //! - [`process`], [`ports`], [`http`], [`hub_api`]: what that needs.
 //! - [`desktop`]: a desktop in memory and the hands that work on it.
 //! - [`summary`], [`ledger`]: the comparison of the stages, and what was compared before.
@@ -10,6 +11,7 @@
 pub mod check;
 pub mod cli;
 pub mod desktop;
+pub mod engines;
 pub mod http;
 pub mod hub_api;
 pub mod ledger;

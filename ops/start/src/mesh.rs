@@ -3,7 +3,8 @@
 //! ```text
 //! <folder>/ca/                 a throw-away CA
 //! <folder>/policy.toml         what the hub reads; may be changed while it runs
-//! <folder>/hub/                hub.toml, certificate.pem, key.pem, muster.db, state/, log
+//! <folder>/engines.toml        where the hub keeps rows and pictures, if not below its folder
+//! <folder>/hub/                hub.toml, certificate.pem, key.pem, muster.db, objects/, state/, log
 //! <folder>/relays/<site>/      relay.toml, certificate.pem, key.pem, state/, log
 //! <folder>/agents/<person>/    agent.toml, certificate.pem, key.pem, state/, log
 //! ```
@@ -26,7 +27,13 @@ use muster_mesh::{clock::Clock, clock::SystemClock, complaint::Complaint, contro
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::{http, hub_api::HubApi, ports::Ports, process::Process};
+use crate::{
+    engines::{ENGINES, Engines},
+    http,
+    hub_api::HubApi,
+    ports::Ports,
+    process::Process,
+};
 
 const DOMAIN: &str = "quickstart.muster.internal";
 /// A start takes a second; a machine that builds beside it takes longer.
@@ -49,6 +56,7 @@ pub struct Setup {
     pub web_port: Option<u16>,
     /// Site → other sites whose agents may deliver there.
     pub guests: BTreeMap<String, Vec<String>>,
+    pub engines: Engines,
 }
 
 /// One of the programs.
@@ -95,7 +103,7 @@ struct Place {
 
 impl Mesh {
     /// Opens a folder, with what an earlier mesh left there, and makes what isn't there yet.
-    pub fn open(folder: &Path, setup: Setup) -> anyhow::Result<Mesh> {
+    pub fn open(folder: &Path, mut setup: Setup) -> anyhow::Result<Mesh> {
         let folder = std::path::absolute(folder).context("the current folder is gone")?;
         let ca_dir = folder.join("ca");
         let ca = if ca_dir.join("domain").exists() { Ca::open(&ca_dir)? } else { Ca::init(&ca_dir, DOMAIN)? };
@@ -103,6 +111,7 @@ impl Mesh {
         if !policy.exists() {
             files::write_public(&policy, setup.policy.as_bytes())?;
         }
+        setup.engines = setup.engines.settle(&folder)?;
         Ok(Mesh {
             folder,
             setup,
@@ -132,6 +141,9 @@ impl Mesh {
         let place = self.place(&Node::Hub)?;
         self.certify(&Node::Hub, |ca| ca.issue_hub("hub-1"))?;
         self.configure(&Node::Hub, &self.hub_toml(place))?;
+        if self.setup.engines.wants_migrate() {
+            self.migrate()?;
+        }
         if self.api.is_none() {
             self.api = Some(self.create_admin(place.web)?);
         }
@@ -242,7 +254,12 @@ impl Mesh {
         state_of(&self.folder, node)
     }
 
-    /// The hub's database.
+    /// Where the hub keeps rows and pictures.
+    pub fn engines(&self) -> &Engines {
+        &self.setup.engines
+    }
+
+    /// The hub's database, where it is SQLite's below its folder.
     pub fn database(&self) -> PathBuf {
         database_of(&self.folder)
     }
@@ -300,11 +317,13 @@ impl Mesh {
         Ok(())
     }
 
+    /// For its owner only: the hub's names its store, maybe with a password.
     fn configure(&self, node: &Node, text: &str) -> anyhow::Result<()> {
-        Ok(files::write_public(&self.config(node), text.as_bytes())?)
+        Ok(files::write_secret(&self.config(node), text.as_bytes())?)
     }
 
-    fn config(&self, node: &Node) -> PathBuf {
+    /// A node's configuration, as its `--config` takes it.
+    pub fn config(&self, node: &Node) -> PathBuf {
         self.folder_of(node).join(format!("{}.toml", node.program()))
     }
 
@@ -342,6 +361,15 @@ impl Mesh {
         self.until(node, "it is ready", is_ready).await
     }
 
+    fn migrate(&self) -> anyhow::Result<()> {
+        let made = self.command(&Node::Hub, &["migrate"]).output().context("muster-hub can't be started")?;
+        if made.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&made.stderr).trim().to_owned();
+        Err(Complaint::new(format!("the store isn't ready: {said}"), "Look whether it runs, and whether its URL is right").into())
+    }
+
     /// The first name that nobody has yet: one-time passwords aren't kept, so each mesh makes its own admin.
     fn create_admin(&self, web: SocketAddr) -> anyhow::Result<HubApi> {
         let names = (1..=ADMINS_MAX).map(|n| if n == 1 { "admin".to_owned() } else { format!("admin-{n}") });
@@ -367,7 +395,7 @@ impl Mesh {
         format!(
             "state = {state}\npolicy = {policy}\nissued = {issued}\ntest_mode = {test_mode}\n\n\
              [mesh]\nlisten = \"{mesh}\"\n{keys}\n[web]\nlisten = \"{web}\"\n\n\
-             [store]\nurl = {url}\n\n[status]\nlisten = \"{health}\"\n",
+             [store]\nurl = {url}\nobjects = {objects}\n\n[status]\nlisten = \"{health}\"\n",
             state = quoted(&self.state(&Node::Hub)),
             policy = quoted(&self.folder.join("policy.toml")),
             issued = quoted(&self.ca.issued_path()),
@@ -375,7 +403,8 @@ impl Mesh {
             mesh = place.mesh,
             keys = self.keys_toml(&folder),
             web = place.web,
-            url = toml::Value::String(database_url(&self.folder)),
+            url = toml::Value::String(self.setup.engines.store_url(&self.folder)),
+            objects = toml::Value::String(self.setup.engines.objects(&self.folder)),
             health = place.health,
         )
     }
@@ -465,7 +494,7 @@ pub fn database_of(folder: &Path) -> PathBuf {
 
 /// As the hub's configuration names it.
 pub fn database_url(folder: &Path) -> String {
-    format!("sqlite://{}", database_of(folder).display())
+    Engines::of(folder).unwrap_or_default().store_url(folder)
 }
 
 /// A path as a TOML string.
@@ -488,7 +517,7 @@ pub fn empty(folder: &Path) -> Result<(), Complaint> {
     for name in ["ca", "hub", "relays", "agents", "desktop"] {
         remove(&folder.join(name), fs::remove_dir_all)?;
     }
-    for name in ["policy.toml", "runs.json"] {
+    for name in ["policy.toml", "runs.json", ENGINES] {
         remove(&folder.join(name), fs::remove_file)?;
     }
     Ok(())

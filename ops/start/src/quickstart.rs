@@ -7,9 +7,11 @@ use std::{
 };
 
 use anyhow::Context;
+use muster_certs::files;
 use muster_mesh::{
     clock::{Clock, SystemClock},
     complaint::Complaint,
+    policy::Policy,
     state_dir::StateDir,
 };
 use serde_json::json;
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     desktop::{Desktop, Hands},
+    engines::Engines,
     ledger::Ledger,
     mesh::{self, AgentAt, Mesh, Node, Setup},
     summary::{AtAgent, InHub, Summary},
@@ -51,6 +54,9 @@ pub struct Plan {
     /// None: until it is stopped.
     pub seconds: Option<u64>,
     pub summary: Option<PathBuf>,
+    /// None: what lies in the folder, else everything.
+    pub policy: Option<PathBuf>,
+    pub engines: Engines,
 }
 
 /// True: it did what was asked for; with a length, that the stages agree.
@@ -60,8 +66,11 @@ pub async fn run(plan: Plan, terminal: &mut Terminal) -> anyhow::Result<bool> {
     if plan.fresh {
         mesh::empty(lock.path())?;
     }
-    let desktop = choose_desktop(lock.path(), terminal)?;
-    let mut mesh = Mesh::open(lock.path(), setup())?;
+    if let Some(policy) = &plan.policy {
+        take_policy(policy, lock.path())?;
+    }
+    let desktop = choose_desktop(lock.path(), &plan.engines, terminal)?;
+    let mut mesh = Mesh::open(lock.path(), setup(plan.engines.clone()))?;
     let ended = tokio::select! {
         ended = observe(&mut mesh, desktop, &plan, &stop, terminal) => ended,
         () = stop.twice.cancelled() => Err(Complaint::new("it was stopped in haste", "The next start goes on with what lies here").into()),
@@ -79,8 +88,16 @@ async fn observe(mesh: &mut Mesh, seat: Seat, plan: &Plan, stop: &Stop, terminal
     run.end(plan.seconds.is_some(), terminal).await
 }
 
-fn setup() -> Setup {
-    Setup { policy: POLICY.to_owned(), test_mode: true, interval_s: INTERVAL_S, web_port: Some(WEB_PORT), guests: Default::default() }
+fn setup(engines: Engines) -> Setup {
+    let policy = POLICY.to_owned();
+    Setup { policy, test_mode: true, interval_s: INTERVAL_S, web_port: Some(WEB_PORT), guests: Default::default(), engines }
+}
+
+/// Checked before anything starts: the hub would go on with the policy that it had.
+fn take_policy(from: &Path, folder: &Path) -> anyhow::Result<()> {
+    let text = files::read(from)?;
+    Policy::from_toml(&text).with_context(|| format!("{} is no policy", from.display()))?;
+    Ok(files::write_public(&folder.join("policy.toml"), text.as_bytes())?)
 }
 
 /// What is observed: somebody's desktop only if they say so here and now, else one in memory.
@@ -89,12 +106,16 @@ enum Seat {
     Own(Desktop),
 }
 
-fn choose_desktop(folder: &Path, terminal: &mut Terminal) -> anyhow::Result<Seat> {
+fn choose_desktop(folder: &Path, engines: &Engines, terminal: &mut Terminal) -> anyhow::Result<Seat> {
     let real = env::var("DISPLAY").ok().filter(|display| !display.is_empty() && terminal.can_ask());
     if let Some(display) = real {
-        terminal
-            .say("This can observe the desktop in front of you: which windows you use with their titles, and how many keys and clicks.");
-        terminal.say(&format!("It stays on this computer, in {}.", folder.display()));
+        terminal.say("This can observe the desktop in front of you: which windows you use with their titles, how many keys and clicks,");
+        terminal.say("the computer's addresses, and blurred pictures of the screen, several a minute.");
+        let stays = [engines, &Engines::of(folder)?].into_iter().all(|engines| *engines == Engines::default());
+        terminal.say(&match stays {
+            true => format!("It stays on this computer, in {}.", folder.display()),
+            false => "It goes to the store that was named.".to_owned(),
+        });
         terminal.say("Otherwise a desktop in memory is observed, on which a script works.");
         if terminal.ask("Observe this desktop?") {
             return Ok(Seat::Real(display));
@@ -231,6 +252,12 @@ fn say_where(mesh: &Mesh, seat: &Seat, terminal: &mut Terminal) -> anyhow::Resul
         "What is collected stands in {}; change it, and it is in force seconds later.",
         mesh.folder().join("policy.toml").display()
     ));
+    if *mesh.engines() == Engines::default() {
+        let [rows, pictures] = [mesh.database().display().to_string(), mesh.engines().objects(mesh.folder())];
+        terminal.say(&format!("The hub keeps rows in {rows} and pictures in {pictures}/"));
+    }
+    let agent = mesh.config(&Node::Agent(AGENT.into()));
+    terminal.say(&format!("What was taken, as the person sees it: muster-agent today, or shots list, --config {}", agent.display()));
     terminal.say(&format!("The hub's API is at {}/api/v1/", hub.address()));
     let person = format!("Sign in as {} with the one-time password {}", hub.name(), hub.password());
     terminal.say_in_person(&person, "The admin's one-time password is shown at a terminal only, and this is none.");

@@ -30,13 +30,15 @@ pub struct Summary {
     pub travel_ms: Travel,
 }
 
-/// The kinds that this build makes of every desktop.
+/// The kinds that are made of every desktop, where the policy asks for all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kinds {
     pub heartbeat: Stages,
     pub activity: Stages,
     pub focus: Stages,
+    pub screenshot: Stages,
     pub session: Stages,
+    pub network: Stages,
     pub capability: Stages,
 }
 
@@ -112,7 +114,9 @@ impl Summary {
                 heartbeat: at("heartbeat"),
                 activity: at("activity"),
                 focus: at("focus"),
+                screenshot: at("screenshot"),
                 session: at("session"),
+                network: at("network"),
                 capability: at("capability"),
             },
             batches: Batches {
@@ -182,14 +186,30 @@ impl Summary {
 }
 
 impl Kinds {
-    pub fn each(&self) -> [(&'static str, Stages); 5] {
-        let Kinds { heartbeat, activity, focus, session, capability } = *self;
-        [("heartbeat", heartbeat), ("activity", activity), ("focus", focus), ("session", session), ("capability", capability)]
+    pub fn each(&self) -> [(&'static str, Stages); 7] {
+        let Kinds { heartbeat, activity, focus, screenshot, session, network, capability } = *self;
+        [
+            ("heartbeat", heartbeat),
+            ("activity", activity),
+            ("focus", focus),
+            ("screenshot", screenshot),
+            ("session", session),
+            ("network", network),
+            ("capability", capability),
+        ]
     }
 
-    fn each_mut(&mut self) -> [(&'static str, &mut Stages); 5] {
-        let Kinds { heartbeat, activity, focus, session, capability } = self;
-        [("heartbeat", heartbeat), ("activity", activity), ("focus", focus), ("session", session), ("capability", capability)]
+    fn each_mut(&mut self) -> [(&'static str, &mut Stages); 7] {
+        let Kinds { heartbeat, activity, focus, screenshot, session, network, capability } = self;
+        [
+            ("heartbeat", heartbeat),
+            ("activity", activity),
+            ("focus", focus),
+            ("screenshot", screenshot),
+            ("session", session),
+            ("network", network),
+            ("capability", capability),
+        ]
     }
 
     /// All kinds together.
@@ -301,14 +321,16 @@ mod tests {
 
     use super::*;
 
-    /// The published shape, every field of it.
+    /// The published shape, every field of it, with the kinds that came later.
     const EXAMPLE: &str = r#"{
         "started_ms": 1795424402000, "seconds": 60, "test_mode": true, "agree": true,
         "kinds": {
             "heartbeat":  { "observed": 14, "relay_acked": 14, "in_hub": 14 },
             "activity":   { "observed": 2,  "relay_acked": 2,  "in_hub": 2 },
             "focus":      { "observed": 21, "relay_acked": 21, "in_hub": 21 },
+            "screenshot": { "observed": 4,  "relay_acked": 4,  "in_hub": 4 },
             "session":    { "observed": 2,  "relay_acked": 2,  "in_hub": 2 },
+            "network":    { "observed": 1,  "relay_acked": 1,  "in_hub": 1 },
             "capability": { "observed": 1,  "relay_acked": 1,  "in_hub": 1 }
         },
         "batches": { "made": 19, "relay_acked": 19, "stored": 19, "held": 0, "refused": 0, "returned": 0, "expired": 0 },
@@ -321,7 +343,9 @@ mod tests {
     }
 
     fn agent() -> AtAgent {
-        let kinds = json!({ "heartbeat": 14, "activity": 2, "focus": 21, "session": 2, "capability": 1, "gap": 0 });
+        let kinds = json!({
+            "heartbeat": 14, "activity": 2, "focus": 21, "screenshot": 4, "session": 2, "network": 1, "capability": 1, "gap": 0,
+        });
         let travel = json!({ "to_relay_p50": 3, "to_relay_p99": 11, "to_hub_p50": 2480, "to_hub_p99": 5120 });
         let stage = json!({ "batches": 19, "kinds": kinds });
         let journey = json!({ "made": stage, "relay": stage, "hub": stage, "returned": 0, "travel_ms": travel });
@@ -330,7 +354,7 @@ mod tests {
 
     fn hub() -> InHub {
         InHub::from_json(&json!({
-            "kinds": { "heartbeat": 14, "activity": 2, "focus": 21, "session": 2, "capability": 1 },
+            "kinds": { "heartbeat": 14, "activity": 2, "focus": 21, "screenshot": 4, "session": 2, "network": 1, "capability": 1 },
             "batches": { "stored": 19, "held": 0, "refused": 0, "expired": 0 },
             "duplicates": 0, "missing": 0, "lost": 0, "gaps": 0,
         }))
@@ -347,10 +371,11 @@ mod tests {
     #[test]
     fn each_number_that_is_off_is_told() {
         type Spoil = fn(&mut AtAgent, &mut InHub);
-        let cases: [(Spoil, &str); 12] = [
+        let cases: [(Spoil, &str); 13] = [
             (|agent, _| *agent.observed.get_mut("focus").unwrap() += 1, "focus: 22 observed, 21 in the branch, 21 in the hub"),
             (|agent, _| *agent.relay_acked.get_mut("session").unwrap() -= 1, "session: 2 observed, 1 in the branch"),
             (|_, hub| *hub.kinds.get_mut("heartbeat").unwrap() -= 1, "heartbeat: 14 observed, 14 in the branch, 13 in the hub"),
+            (|_, hub| *hub.kinds.get_mut("screenshot").unwrap() -= 1, "screenshot: 4 observed, 4 in the branch, 3 in the hub"),
             (|agent, _| agent.made_batches += 1, "batches: 20 made"),
             (|_, hub| hub.stored -= 1, "18 in the hub"),
             (|_, hub| hub.held = 1, "held batches: 1"),
@@ -374,10 +399,12 @@ mod tests {
     fn a_kind_that_nobody_saw_is_told() {
         let (mut agent, mut hub) = (agent(), hub());
         for kinds in [&mut agent.observed, &mut agent.relay_acked, &mut hub.kinds] {
-            kinds.remove("activity");
+            kinds.remove("screenshot");
+            kinds.remove("network");
         }
         let summary = Summary::of(0, 60, &agent, &hub);
-        assert_eq!(summary.differences(), ["activity: none was observed, and some was expected"]);
+        let missed = |kind| format!("{kind}: none was observed, and some was expected");
+        assert_eq!(summary.differences(), [missed("screenshot"), missed("network")]);
         assert!(summary.is_drained() && !summary.agree);
     }
 

@@ -18,12 +18,14 @@ fn the_example_configurations_are_read_by_their_programs() {
     assert_eq!(relay.agents.guests, ["home"]);
     let hub = muster_hub::config::Config::load(Some(&example("hub.toml"))).unwrap();
     assert!(hub.web.listen.ip().is_loopback() && !hub.test_mode);
+    assert_eq!(hub.store.objects.as_deref(), Some("/var/lib/muster-hub/objects"));
 }
 
 #[test]
 fn the_example_policy_is_read_by_the_hub() {
     let policy = Policy::from_toml(&std::fs::read_to_string(example("policy.toml")).unwrap()).unwrap();
-    assert_eq!((policy.heartbeat_s, policy.titles, policy.retention_days), (5, true, 45));
+    assert_eq!((policy.heartbeat_s, policy.titles, policy.retention_days, policy.retention.pictures_days), (5, true, 45, 14));
+    assert_eq!((policy.pictures.interval_s, policy.pictures.blur, policy.addresses), (15, true, true));
 }
 
 #[test]
@@ -40,6 +42,6 @@ fn what_stands_commented_out_in_an_example_is_a_field_too() {
     };
     let file = uncommented("agent.toml", &["[status]", "listen = \"127.0.0.1:9466\""]);
     assert!(load::<muster_agent::config::Config>("agent", Some(file.path())).unwrap().status.is_some());
-    let file = uncommented("hub.toml", &["objects = "]);
-    assert!(muster_hub::config::Config::load(Some(file.path())).unwrap().store.objects.is_some());
+    let file = uncommented("agent.toml", &["helper = "]);
+    assert!(load::<muster_agent::config::Config>("agent", Some(file.path())).unwrap().pictures.helper.is_some());
 }

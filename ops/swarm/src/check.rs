@@ -1,5 +1,5 @@
-//! Async: compares a journal with the hub's rows, read by SQL: every row has its made line, every hub line its rows with the same hash, and
-//! nothing that was made is missing without a word.
+//! Async: compares a journal with the hub's rows, read by SQL: every row has its made line, every hub line its rows with the same hash, every
+//! picture's row its object, and nothing that was made is missing without a word.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,16 +7,19 @@ use std::{
 };
 
 use anyhow::Context;
-use muster_hub::store::{Answered, Store};
+use muster_hub::{
+    objects::{ObjectError, Objects},
+    store::{Answered, KeptPicture, Store},
+};
 use muster_mesh::{
     ids::{DeviceId, SpoolId},
     ranges::Ranges,
-    record,
 };
+use sha2::{Digest, Sha256};
 
 use crate::{
     cli::Check,
-    journal::{self, Line, hex},
+    journal::{self, Line},
 };
 
 type Key = (DeviceId, SpoolId);
@@ -36,6 +39,10 @@ pub struct Report {
     /// Rows of numbers that the journal knows, with the records that it knows.
     pub stored: u64,
     pub held: u64,
+    /// Stored, and some of its records were too old then or since.
+    pub expired: u64,
+    /// Rows of pictures whose objects were read and are the same bytes.
+    pub pictures: u64,
     /// Made, not in the hub, and named by a `Gap`.
     pub excused: u64,
     /// Made and not in the hub, while batches may still be on their way.
@@ -50,6 +57,7 @@ pub struct Report {
 pub async fn check(args: &Check) -> anyhow::Result<Report> {
     let lines = journal::read(&args.journal).with_context(|| format!("the journal {} can't be read", args.journal.display()))?;
     let store = Store::open(&args.database).await?;
+    let objects = args.objects.as_deref().map(Objects::open).transpose()?;
     let mut made: BTreeMap<Key, BTreeMap<u64, Made>> = BTreeMap::new();
     let mut acked: BTreeMap<Key, BTreeMap<u64, String>> = BTreeMap::new();
     let mut branch = BTreeSet::new();
@@ -79,6 +87,9 @@ pub async fn check(args: &Check) -> anyhow::Result<Report> {
             excused.insert((device, spool), numbers.excused().clone());
             known.insert((device, spool), numbers.stored().last().unwrap_or(0));
         }
+        if let Some(objects) = &objects {
+            look_at_pictures(device, &store.pictures(row.id, 0, i64::MAX).await?, objects, &mut report).await?;
+        }
     }
     for (&key, numbers) in &made {
         let last = known.get(&key).copied().unwrap_or(0).max(numbers.keys().next_back().copied().unwrap_or(0));
@@ -96,6 +107,21 @@ pub async fn check(args: &Check) -> anyhow::Result<Report> {
     }
     store.close().await;
     Ok(report)
+}
+
+/// A row always has its object, and it holds what the agent saw.
+async fn look_at_pictures(device: DeviceId, rows: &[KeptPicture], objects: &Objects, report: &mut Report) -> anyhow::Result<()> {
+    for row in rows {
+        match objects.get(&row.object).await {
+            Ok(bytes) if <[u8; 32]>::from(Sha256::digest(&bytes)) == row.picture.sha256 => report.pictures += 1,
+            Ok(_) => report.faults.push(format!("{device} {}: the object holds another picture than its row says", row.object)),
+            Err(ObjectError::Missing) => {
+                report.faults.push(format!("{device} {}: a row names this object, and it isn't there", row.object))
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// What was said of a spool's numbers besides that they were made.
@@ -128,10 +154,11 @@ fn compare(
     for (seq, answered) in here {
         match (answered, made.get(seq)) {
             (_, None) => fault(*seq, "the hub has it, and it was never made"),
-            (Answered::Rows(records), Some(made)) if hex(&record::digest(records)) != made.sha256 => {
+            (Answered::Rows(records), Some(made)) if journal::digest(records) != made.sha256 => {
                 fault(*seq, "the hub's rows are other records than were made");
             }
             (Answered::Rows(_), Some(_)) => report.stored += 1,
+            (Answered::Expired(_), Some(_)) => report.expired += 1,
             (Answered::Verdict(..), Some(_)) => report.held += 1,
             (Answered::Deleted, Some(_)) => fault(*seq, "its rows are gone from the hub"),
         }
@@ -162,8 +189,8 @@ impl fmt::Display for Report {
         writeln!(f, "made {}, in the branch {}, acked by the hub {}", self.made, self.relay_acked, self.hub_acked)?;
         writeln!(
             f,
-            "in the hub as made {}, held {}, dropped with a word {}, not there yet {}, never committed {}",
-            self.stored, self.held, self.excused, self.under_way, self.unborn
+            "in the hub as made {}, pictures looked at {}, held {}, expired {}, dropped with a word {}, not there yet {}, never committed {}",
+            self.stored, self.pictures, self.held, self.expired, self.excused, self.under_way, self.unborn
         )?;
         for fault in self.faults.iter().take(SHOWN) {
             writeln!(f, "  wrong: {fault}")?;

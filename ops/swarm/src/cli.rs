@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use muster_certs::Name;
 
-use crate::{check, run};
+use crate::{check, pictures::Look, run};
 
 /// Many agents with real queues, and a check of what became of their batches.
 #[derive(Debug, Parser)]
@@ -59,6 +59,15 @@ pub struct Run {
     /// The byte budget of each agent's telemetry queue, in MiB
     #[arg(long, default_value_t = 64)]
     pub budget_mib: u64,
+    /// The byte budget of each agent's pictures queue, in MiB
+    #[arg(long, default_value_t = 512)]
+    pub pictures_budget_mib: u64,
+    /// Pictures that each agent takes in a day
+    #[arg(long, default_value_t = 2)]
+    pub pictures_a_day: u32,
+    /// How they look, as the policy would say
+    #[arg(long, value_enum, default_value_t = Look::Blurred)]
+    pub pictures: Look,
     /// Agents run in test mode, as the hub that they deliver to
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub test_mode: bool,
@@ -73,6 +82,9 @@ pub struct Check {
     /// The hub's database, as in its configuration: `sqlite:///var/lib/muster-hub/muster.db`
     #[arg(long)]
     pub database: String,
+    /// Where its pictures lie, as in its configuration: each one is read, too
+    #[arg(long)]
+    pub objects: Option<String>,
     /// Batches may still be on their way: what is not in the hub yet is counted, not a fault
     #[arg(long)]
     pub under_way: bool,

@@ -1,8 +1,8 @@
 //! Quiet: one person's working day, as `realistic-day.md` beside this crate describes it. Assumed, not measured: replace a figure when the mesh has a better one.
 //!
-//! About 900 records in 450–520 batches: minutes with input, focus spans, heartbeats, session events, a lunch as a lock.
+//! About 900 records in 450–520 batches: minutes with input, focus spans, heartbeats, session events, a lunch as a lock with a nap in it.
 
-use muster_mesh::record::{Activity, Application, Capability, Focus, Heartbeat, Kind, Session, Source, State};
+use muster_mesh::record::{Activity, Application, Capability, Focus, Heartbeat, Kind, Network, Session, Source, State};
 
 const MINUTE_MS: u64 = 60_000;
 /// Of eight and a half hours and a lunch, the minutes with input.
@@ -23,7 +23,7 @@ pub struct Event {
 
 /// A whole day in order of time. The same seed gives the same day.
 pub fn day(seed: u64) -> Vec<Event> {
-    let mut dice = Dice(seed ^ 0x6d75_7374_6572);
+    let mut dice = Dice::new(seed ^ 0x6d75_7374_6572);
     let mut events = Vec::new();
     let lunch = (210 + dice.below(60), 35 + dice.below(21));
     events.push(event(0, Kind::Session(Session::Start), true));
@@ -36,6 +36,15 @@ pub fn day(seed: u64) -> Vec<Event> {
     for minute in (0..DAY_MINUTES).step_by(HEARTBEAT_EVERY_MINUTES as usize) {
         events.push(heartbeat(minute * MINUTE_MS + 2, if away(minute) { State::Locked } else { State::Active }, false));
     }
+    // At the desk, away from it with the lid closed, at the desk again.
+    let nap = (lunch.0 + 5) * MINUTE_MS;
+    for (at_ms, address) in
+        [(2, "192.0.2.17"), (nap - 2, "192.0.2.17"), (nap + 20 * MINUTE_MS, "198.51.100.4"), (nap + 21 * MINUTE_MS, "192.0.2.17")]
+    {
+        events.push(event(at_ms, Kind::Network(Network { addresses: vec![address.into(), "fe80::1".into()] }), false));
+    }
+    events.push(event(nap, Kind::Session(Session::Suspend), true));
+    events.push(event(nap + 20 * MINUTE_MS, Kind::Session(Session::Resume { slept_ms: 20 * MINUTE_MS }), true));
     // Lunch and three shorter locks.
     let short = |dice: &mut Dice| (30 + dice.below(480), 1 + dice.below(6));
     let mut locks = vec![lunch];
@@ -49,6 +58,14 @@ pub fn day(seed: u64) -> Vec<Event> {
     events.push(event(DAY_MINUTES * MINUTE_MS, Kind::Session(Session::Stop), true));
     events.sort_by_key(|event| event.at_ms);
     events
+}
+
+/// When the day's pictures are taken, in milliseconds from its begin, in order of time.
+pub fn pictures(seed: u64, count: u32) -> Vec<u64> {
+    let mut dice = Dice::new(seed ^ 0x7368_6f74);
+    let mut moments: Vec<u64> = (0..count).map(|_| dice.below(DAY_MS)).collect();
+    moments.sort_unstable();
+    moments
 }
 
 /// How long the day is, in milliseconds.
@@ -126,16 +143,25 @@ fn event(at_ms: u64, kind: Kind, closes: bool) -> Event {
 }
 
 /// The same on every machine.
-struct Dice(u64);
+#[derive(Debug, Clone)]
+pub struct Dice(u64);
 
 impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.draw() % bound
+    }
+
+    pub fn draw(&mut self) -> u64 {
         // SplitMix64.
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
+        z ^ (z >> 31)
     }
 
     /// Half of the draws lie below `median`, the rest thins out up to `most`.
@@ -161,5 +187,7 @@ mod tests {
             assert!(today.is_sorted_by_key(|event| event.at_ms));
         }
         assert_ne!(day(1), day(2));
+        assert_eq!(pictures(7, 2), pictures(7, 2));
+        assert!(pictures(7, 40).is_sorted() && pictures(7, 40).len() == 40);
     }
 }

@@ -18,7 +18,7 @@ use muster_mesh::{
     ids::{DeviceId, SpoolId},
     message::{Reason, Verdict},
     ranges::Ranges,
-    record,
+    record::{self, Kind, Record, Screenshot},
 };
 use serde::{Deserialize, Serialize};
 
@@ -76,7 +76,7 @@ impl Journal for AgentJournal {
         let at_ms = self.file.clock.now().wall_ms;
         let line = |sealed: &Sealed| {
             let header = sealed.envelope.header();
-            let sha256 = hex(&record::digest(&sealed.records));
+            let sha256 = digest(&sealed.records);
             Line::Made { device: header.device, spool: header.spool, seq: header.seq, records: header.records, sha256, at_ms }
         };
         self.file.write(&sealed.iter().map(line).collect::<Vec<_>>(), true);
@@ -101,6 +101,24 @@ impl Journal for AgentJournal {
     }
 }
 
+/// What the journal and the hub's rows are compared by. Pictures lie in objects and not in rows: here their own hash stands for them.
+pub fn digest(records: &[Record]) -> String {
+    let without_bytes = |record: &Record| match &record.kind {
+        Kind::Screenshot(shot) => Record { at: record.at, kind: Kind::Screenshot(Screenshot { bytes: Vec::new(), ..shot.clone() }) },
+        Kind::Heartbeat(_)
+        | Kind::Activity(_)
+        | Kind::Focus(_)
+        | Kind::Session(_)
+        | Kind::Network(_)
+        | Kind::Capability(_)
+        | Kind::Gap(_)
+        | Kind::Timer(_)
+        | Kind::Entry(_) => record.clone(),
+    };
+    let bytes = record::digest(&records.iter().map(without_bytes).collect::<Vec<_>>());
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// All whole lines of a journal. A torn last line is left out: the batch behind it was never committed.
 pub fn read(path: &Path) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
@@ -112,8 +130,4 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Line>> {
         }
     }
     Ok(lines)
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,4 +4,5 @@ pub mod check;
 pub mod cli;
 pub mod day;
 pub mod journal;
+pub mod pictures;
 pub mod run;

@@ -21,7 +21,7 @@ use muster_mesh::{
     limits,
     queue::segment::Segments,
     quic::Client,
-    record::{Record, State},
+    record::{Kind, Record, State},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -32,8 +32,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli,
-    day::{self, DAY_MS},
+    day::{self, DAY_MS, Dice, Event},
     journal::{AgentJournal, JournalFile},
+    pictures::Album,
 };
 
 /// redb's cache per open segment: thousands of agents in one process have little each.
@@ -44,6 +45,8 @@ const CACHE_BYTES: usize = 256 << 10;
 pub struct Outcome {
     pub agents: usize,
     pub batches: u64,
+    /// Of these, batches that hold a picture.
+    pub pictures: u64,
     /// Batches that the hub lacked when the time was up.
     pub waiting: u64,
 }
@@ -56,6 +59,7 @@ pub async fn run(args: cli::Run) -> anyhow::Result<Outcome> {
         .with_context(|| format!("the journal {} can't be opened", args.journal.display()))?;
     let journal = Arc::new(journal);
     let devices = devices(&args.certificates, args.agents)?;
+    let album = Arc::new(Album::draw(args.pictures)?);
     let keepers = Keepers::start(clock.clone()).context("the keeper's thread doesn't start")?;
     let stop = CancellationToken::new();
     let (mut uplinks, mut days, mut waiting) = (JoinSet::new(), JoinSet::new(), Vec::new());
@@ -76,12 +80,14 @@ pub async fn run(args: cli::Run) -> anyhow::Result<Outcome> {
             link: watch::channel(Link::default()).0,
         };
         uplinks.spawn(uplink.run(stop.clone()));
-        days.spawn(live(args.clone(), number, keeper.clone(), clock.clone(), doing));
+        days.spawn(live(args.clone(), number, keeper.clone(), clock.clone(), album.clone(), doing));
         waiting.push(keeper);
     }
     let mut outcome = Outcome { agents: devices.len(), ..Outcome::default() };
     while let Some(lived) = days.join_next().await {
-        outcome.batches += lived??;
+        let (batches, pictures) = lived??;
+        outcome.batches += batches;
+        outcome.pictures += pictures;
     }
     outcome.waiting = drain(&waiting, Duration::from_secs(args.drain_s)).await?;
     stop.cancel();
@@ -120,14 +126,14 @@ fn keeper(
     journal: &Arc<JournalFile>,
 ) -> anyhow::Result<Keeper> {
     let folder = args.state.join(device.to_string());
-    let budget = args.budget_mib << 20;
+    let budgets = [args.budget_mib << 20, args.pictures_budget_mib << 20];
     let plan = Plan {
         device,
         open: Box::new(move || {
             let lane = |lane: Lane| Segments::open(&folder.join(lane.name()), CACHE_BYTES);
             Ok([lane(Lane::Telemetry)?, lane(Lane::Pictures)?])
         }),
-        sizes: Sizes { budgets: [budget, budget], segment_bytes: limits::AGENT_SEGMENT_BYTES as u64 },
+        sizes: Sizes { budgets, segment_bytes: limits::AGENT_SEGMENT_BYTES as u64 },
         context: context(args, &**clock),
         clock: clock.clone(),
         journal: Some(Arc::new(Mutex::new(AgentJournal { file: journal.clone(), device }))),
@@ -141,36 +147,66 @@ fn context(args: &cli::Run, clock: &dyn Clock) -> BatchContext {
     BatchContext { policy: version, notice: version, erasure: version, test_mode: args.test_mode, boot: clock.boot(), zone: clock.zone() }
 }
 
-/// One agent's days. Returns how many batches it made.
-async fn live(args: cli::Run, number: usize, keeper: Keeper, clock: Arc<dyn Clock>, _doing: watch::Sender<Doing>) -> anyhow::Result<u64> {
-    let mut batches = 0;
+/// What happens at a moment of the day.
+enum Happening {
+    Event(Event),
+    Picture,
+}
+
+/// A day and its pictures, in order of time.
+fn happenings(seed: u64, pictures: u32) -> Vec<(u64, Happening)> {
+    let mut all: Vec<_> = day::day(seed).into_iter().map(|event| (event.at_ms, Happening::Event(event))).collect();
+    all.extend(day::pictures(seed, pictures).into_iter().map(|at_ms| (at_ms, Happening::Picture)));
+    all.sort_by_key(|(at_ms, _)| *at_ms);
+    all
+}
+
+/// One agent's days. Returns how many batches it made, and how many of them hold a picture.
+async fn live(
+    args: cli::Run,
+    number: usize,
+    keeper: Keeper,
+    clock: Arc<dyn Clock>,
+    album: Arc<Album>,
+    _doing: watch::Sender<Doing>,
+) -> anyhow::Result<(u64, u64)> {
+    let (mut batches, mut pictures) = (0, 0);
     let begin = Instant::now();
     for today in 0..args.days {
         let seed = args.seed.wrapping_mul(1_000_003).wrapping_add(number as u64).wrapping_mul(367).wrapping_add(u64::from(today));
         let midnight_ms = u64::from(today) * DAY_MS;
+        let mut dice = Dice::new(seed);
         let mut batcher = Batcher::default();
         let mut closes_at_ms = u64::MAX;
-        for event in day::day(seed) {
-            let at_ms = midnight_ms + event.at_ms;
+        for (at_ms, happening) in happenings(seed, args.pictures_a_day) {
+            let at_ms = midnight_ms + at_ms;
             // A batch closes a minute of the day after its first record, whatever the speed.
             if at_ms >= closes_at_ms {
                 closes_at_ms = u64::MAX;
                 batches += keep(&keeper, batcher.close(clock.now())).await?;
             }
             sleep_until(begin + Duration::from_secs_f64(at_ms as f64 / 1_000.0 / args.speed)).await;
-            let now = clock.now();
-            let record = Record { at: now.wall_ms, kind: event.kind };
-            for closed in batcher.put(now, &context(&args, &*clock), vec![record], event.closes) {
-                closes_at_ms = u64::MAX;
+            let (now, context) = (clock.now(), context(&args, &*clock));
+            let (kind, closes) = match happening {
+                Happening::Picture => (Kind::Screenshot(album.shot(&mut dice)), false),
+                Happening::Event(event) => (event.kind, event.closes),
+            };
+            let record = Record { at: now.wall_ms, kind };
+            let is_picture = matches!(record.kind, Kind::Screenshot(_));
+            for closed in batcher.put(now, &context, vec![record], closes) {
+                match closed.lane {
+                    Lane::Telemetry => closes_at_ms = u64::MAX,
+                    Lane::Pictures => pictures += 1,
+                }
                 batches += keep(&keeper, Some(closed)).await?;
             }
-            if closes_at_ms == u64::MAX {
+            if closes_at_ms == u64::MAX && !is_picture {
                 closes_at_ms = at_ms + limits::BATCH_CLOSE_AGE.as_millis() as u64;
             }
         }
         batches += keep(&keeper, batcher.close(clock.now())).await?;
     }
-    Ok(batches)
+    Ok((batches, pictures))
 }
 
 async fn keep(keeper: &Keeper, closed: Option<Closed>) -> anyhow::Result<u64> {
@@ -197,7 +233,7 @@ async fn drain(keepers: &[Keeper], most: Duration) -> anyhow::Result<u64> {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { agents, batches, waiting } = self;
-        write!(f, "{agents} agents made {batches} batches; the hub lacks {waiting} of them")
+        let Outcome { agents, batches, pictures, waiting } = self;
+        write!(f, "{agents} agents made {batches} batches, {pictures} of them with a picture; the hub lacks {waiting} of them")
     }
 }
