@@ -20,7 +20,7 @@ use crate::{
     skipped,
 };
 
-/// Enlarged so many times, and no side longer: desktop.md's scanner.
+/// Enlarged so many times, and no side longer: beyond it tesseract reads no more, only later.
 const ENLARGED: u32 = 8;
 const SIDE_MAX: u32 = 8_000;
 
