@@ -121,7 +121,8 @@ fn opening(policy: &Policy) -> String {
 fn recorded(policy: &Policy) -> Vec<String> {
     let idle = duration(policy.idle_after_s);
     let mut lines = vec![format!(
-        "that the computer is on and you are active, idle (no input for {idle}) or away, every {}, and when it changes",
+        "that the computer is on and you are active, idle (no input for {idle}), in a call or playing media, or away (locked, asleep), and \
+         the battery's level, every {}, and when it changes",
         duration(policy.heartbeat_s)
     )];
     if policy.has(Switch::Counts) {
