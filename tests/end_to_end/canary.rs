@@ -17,10 +17,13 @@ use muster_start::{
     mesh::{AgentAt, Mesh, Node},
 };
 use serde_json::{Value, json};
-use sqlx::{Column, Row, TypeInfo, ValueRef};
+use sqlx::{AnyConnection, Connection, Row};
 use tokio::time::{Instant, sleep};
 
-use crate::swarm::{PATIENCE, folder, mesh, program};
+use crate::{
+    backup::is_on_a_server,
+    swarm::{PATIENCE, folder, mesh, program},
+};
 
 pub const SITE: &str = "oslo";
 pub const PERSON: &str = "ada";
@@ -242,29 +245,31 @@ pub fn batches(state: &Path) -> Vec<Batch> {
     found
 }
 
-/// Every value of every table, but for the policies' own texts.
+/// Every text and every blob of every table, but for the policies' own texts.
 async fn rows(mesh: &Mesh) -> String {
-    let pool = sqlx::SqlitePool::connect(&muster_start::mesh::database_url(mesh.folder())).await.unwrap();
-    let tables: Vec<(String,)> = sqlx::query_as("SELECT name FROM sqlite_master WHERE type = 'table'").fetch_all(&pool).await.unwrap();
+    sqlx::any::install_default_drivers();
+    let mut database = AnyConnection::connect(&muster_start::mesh::database_url(mesh.folder())).await.unwrap();
+    let columns = if is_on_a_server(mesh) {
+        "SELECT CAST(table_name AS TEXT), CAST(column_name AS TEXT) FROM information_schema.columns \
+         WHERE table_schema = 'public' AND data_type IN ('text', 'bytea')"
+    } else {
+        "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' AND c.type IN ('TEXT', 'BLOB')"
+    };
+    let columns: Vec<(String, String)> = sqlx::query_as(columns).fetch_all(&mut database).await.unwrap();
+    assert!(columns.len() > 10, "{columns:?}");
     let mut text = String::new();
-    for (table,) in tables.into_iter().filter(|(table,)| table != "policies") {
-        for row in sqlx::query(sqlx::AssertSqlSafe(format!("SELECT * FROM {table}"))).fetch_all(&pool).await.unwrap() {
-            for column in row.columns() {
-                let at = column.ordinal();
-                let raw = row.try_get_raw(at).unwrap();
-                if raw.is_null() {
-                    continue;
-                }
-                let value = match raw.type_info().name() {
-                    "TEXT" => row.get_unchecked::<String, _>(at),
-                    "BLOB" => String::from_utf8_lossy(&row.get_unchecked::<Vec<u8>, _>(at)).into_owned(),
-                    _ => continue,
-                };
-                text += &value;
-                text.push('\n');
-            }
+    for (table, column) in columns.into_iter().filter(|(table, _)| table != "policies" && !table.starts_with("_sqlx")) {
+        let select = format!("SELECT {column} FROM {table} WHERE {column} IS NOT NULL");
+        for row in sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(&mut database).await.unwrap() {
+            let value = row.try_get::<String, _>(0).or_else(|_| row.try_get::<Vec<u8>, _>(0).map(|bytes| lossy(&bytes)));
+            text += &value.unwrap();
+            text.push('\n');
         }
     }
-    pool.close().await;
+    database.close().await.unwrap();
     text
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }

@@ -13,7 +13,10 @@ use muster_mesh::{
 use muster_start::mesh::{AgentAt, Mesh, Node};
 use muster_swarm::check::Report;
 
-use crate::swarm::{BUSY, Swarm, folder, mesh};
+use crate::{
+    backup::Backup,
+    swarm::{BUSY, Swarm, folder, mesh},
+};
 
 const OSLO: &str = "oslo";
 const HOME: &str = "home";
@@ -96,34 +99,17 @@ async fn agents_that_move_to_a_guest_relay_and_back_are_whole_in_the_hub() {
     sound(swarm, &mesh, &[OSLO, HOME]).await;
 }
 
-/// The hub's database and what belongs to it.
-fn database_files(mesh: &Mesh) -> [std::path::PathBuf; 3] {
-    let database = mesh.database();
-    let beside = |end: &str| database.with_file_name(format!("{}{end}", database.file_name().unwrap().to_str().unwrap()));
-    [database.clone(), beside("-wal"), beside("-shm")]
-}
-
 async fn hub_is_put_back(announced: bool) {
     let folder = folder();
     let (mut mesh, mut swarm) = busy(folder.path(), &[OSLO]).await;
     swarm.until("the hub has something", |swarm| swarm.acked() > 50).await;
     mesh.kill(&Node::Hub);
-    let kept = folder.path().join("backup");
-    fs::create_dir(&kept).unwrap();
-    for file in database_files(&mesh).iter().filter(|file| file.exists()) {
-        fs::copy(file, kept.join(file.file_name().unwrap())).unwrap();
-    }
+    let backup = Backup::of(&mesh, folder.path()).await;
     mesh.start_hub().await.unwrap();
     let before = swarm.acked();
     swarm.until("the hub has more than its backup", |swarm| swarm.acked() > before + 100).await;
     mesh.kill(&Node::Hub);
-    for file in database_files(&mesh) {
-        let _ = fs::remove_file(&file);
-        let copy = kept.join(file.file_name().unwrap());
-        if copy.exists() {
-            fs::copy(copy, file).unwrap();
-        }
-    }
+    backup.put_back(&mesh).await;
     if announced {
         mesh.start_restored_hub().await.unwrap()
     } else {

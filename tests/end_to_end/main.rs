@@ -1,6 +1,7 @@
 //! Async: the whole mesh in real processes: killed, wiped, restored, moved, looked through. One binary; `ops/test` builds the programs first.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod backup;
 mod canary;
 mod engines;
 mod faults;

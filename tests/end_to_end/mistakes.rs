@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{TcpListener, UdpSocket},
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -16,9 +16,12 @@ use muster_start::{
     process::Process,
 };
 use serde_json::json;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{AnyConnection, Connection};
 
-use crate::swarm::{folder, mesh, program};
+use crate::{
+    backup::is_on_a_server,
+    swarm::{folder, mesh, program},
+};
 
 const SITE: &str = "oslo";
 const AT: AgentAt<'static> = AgentAt { person: "ada", name: "Ada", site: SITE, relays: &[SITE], display: None };
@@ -150,14 +153,17 @@ async fn a_database_of_a_newer_version_is_left_alone() {
     let folder = folder();
     let mesh = worked(folder.path()).await;
     let url = muster_start::mesh::database_url(mesh.folder());
-    let mut database = SqliteConnection::connect(&url).await.unwrap();
-    let newer =
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99999, 'newer', 1, x'00', 0)";
-    sqlx::query(newer).execute(&mut database).await.unwrap();
+    sqlx::any::install_default_drivers();
+    let mut database = AnyConnection::connect(&url).await.unwrap();
+    let (yes, nothing) = if is_on_a_server(&mesh) { ("TRUE", "''::bytea") } else { ("1", "x'00'") };
+    let newer = format!(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (99999, 'newer', {yes}, {nothing}, 0)"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(newer)).execute(&mut database).await.unwrap();
     database.close().await.unwrap();
-    let before = fs::read(mesh.database()).unwrap();
+    let before = fs::read(mesh.database()).ok();
     says(&complaint(&mut command(&mesh, &Node::Hub, &["serve"])), &["database", "newer"]);
-    assert_eq!(fs::read(mesh.database()).unwrap(), before);
+    assert_eq!(fs::read(mesh.database()).ok(), before);
 }
 
 #[tokio::test]
@@ -223,9 +229,11 @@ async fn another_user_is_not_answered_on_the_control_socket() {
     let mut mesh = worked(folder.path()).await;
     mesh.start_agent(&AT).await.unwrap();
     // All of it may be read, but for what the agent itself closes.
+    let may = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     for open in [folder.path(), mesh.folder(), &mesh.folder().join("agents"), &mesh.folder_of(&agent())] {
-        fs::set_permissions(open, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        may(open, 0o755);
     }
+    may(&configuration(&mesh, &agent()), 0o644);
     let line = complaint(command(&mesh, &agent(), &["status"]).uid(NOBODY).gid(NOBODY));
     says(&line, &["another user"]);
     assert!(mesh.ask(&agent(), &json!({ "verb": "status" })).await.is_ok());

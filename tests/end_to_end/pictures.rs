@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use muster_hub::objects::Objects;
 use muster_mesh::record::Kind;
 use muster_start::{
     desktop::Desktop,
@@ -83,8 +84,8 @@ async fn what_may_not_be_pictured_is_on_no_picture_and_what_may_be_is_read_there
     let places = [
         ("a queue of the agent", pictures_in(&mesh.state(&agent()))),
         ("a queue of the relay", pictures_in(&relay)),
-        ("a file", picture_files(mesh.folder())),
-        ("an object", picture_files(&mesh.folder_of(&Node::Hub))),
+        ("a file of the agent", picture_files(&mesh.folder_of(&agent()))),
+        ("an object", objects(&mesh).await),
     ];
     for (place, pictures) in places {
         let text: String = pictures.iter().map(|picture| reader.read(picture)).collect();
@@ -167,15 +168,34 @@ fn pictures_in(state: &Path) -> Vec<Vec<u8>> {
     records.filter_map(|record| if let Kind::Screenshot(picture) = record.kind { Some(picture.bytes) } else { None }).collect()
 }
 
-/// Every file that is a picture, whatever its name.
+/// Every picture in every file, whatever its name and whatever stands before it.
 fn picture_files(folder: &Path) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     files_below(folder, &mut |path| {
         let bytes = fs::read(path).unwrap_or_default();
-        if bytes.get(8..12) == Some(b"WEBP") || bytes.starts_with(&[0xff, 0xd8, 0xff]) {
-            found.push(bytes);
+        let begins = |at: usize| bytes[at..].starts_with(b"RIFF") && bytes[at + 8..].starts_with(b"WEBP");
+        for at in (0..bytes.len().saturating_sub(12)).filter(|&at| begins(at)) {
+            let long = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize + 8;
+            // What a queue's blocks tear apart is read from its batches.
+            found.extend(bytes.get(at..at + long).filter(|picture| is_plain_webp(picture)).map(<[u8]>::to_vec));
         }
     });
+    found
+}
+
+/// As muster-shot makes them: one chunk, and no other before it.
+fn is_plain_webp(picture: &[u8]) -> bool {
+    matches!(picture.get(12..16), Some(b"VP8 " | b"VP8L"))
+}
+
+/// Everything in the hub's object store, in a folder or in a bucket.
+async fn objects(mesh: &Mesh) -> Vec<Vec<u8>> {
+    let objects = Objects::open(&mesh.engines().objects(mesh.folder())).unwrap();
+    let names = objects.list(None).older(i64::MAX, 10_000).await.unwrap();
+    let mut found = Vec::new();
+    for name in names {
+        found.push(objects.get(&name).await.unwrap().to_vec());
+    }
     found
 }
 
