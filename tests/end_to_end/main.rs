@@ -11,3 +11,4 @@ mod mistakes;
 mod pictures;
 mod quickstart;
 mod swarm;
+mod sweeps;
