@@ -4,7 +4,8 @@
 
 use std::env;
 
-use xcap::{Monitor as Screen, XCapResult, image::RgbaImage};
+use xcap::image::RgbaImage;
+use xcap::{Monitor as Screen, XCapResult};
 
 use crate::{
     answer::{Reason, Refusal},
