@@ -131,7 +131,8 @@ async fn each_mistake_gets_one_clear_line_and_costs_nothing() {
     .unwrap();
 }
 
-/// All state files of agent and hub with their sizes. A relay that found its port taken had opened its queue, with a new segment.
+/// All state files of agent and hub with their sizes, but for the locks, which name the last process. A relay that found its port taken had
+/// opened its queue, with a new segment.
 fn states(mesh: &Mesh) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
     let mut folders = vec![mesh.state(&agent()), mesh.state(&Node::Hub)];
@@ -139,7 +140,7 @@ fn states(mesh: &Mesh) -> Vec<(PathBuf, u64)> {
         for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
             if entry.file_type().unwrap().is_dir() {
                 folders.push(entry.path());
-            } else {
+            } else if entry.file_name() != "lock" {
                 found.push((entry.path(), entry.metadata().unwrap().len()));
             }
         }
