@@ -135,7 +135,9 @@ async fn statement(pool: &PgPool, table: &Table) -> anyhow::Result<(String, Vec<
     let select =
         "SELECT column_name::text, data_type::text FROM information_schema.columns WHERE table_schema = 'public' AND table_name = $1";
     let known: Vec<(String, String)> = sqlx::query_as(select).bind(&table.name).fetch_all(pool).await?;
-    let type_of = |name: &String| known.iter().find(|(known, _)| known == name).map(|(_, data_type)| data_type.clone());
+    // Narrower numbers are cast as they are put.
+    let wide = |data_type: &str| if matches!(data_type, "integer" | "smallint") { "bigint".to_owned() } else { data_type.to_owned() };
+    let type_of = |name: &String| known.iter().find(|(known, _)| known == name).map(|(_, data_type)| wide(data_type));
     let types: Option<Vec<String>> = table.columns.iter().map(type_of).collect();
     let types = types.with_context(|| format!("the tables {} differ", table.name))?;
     let arrays: Vec<String> = (1..).zip(&types).map(|(at, data_type)| format!("${at}::{data_type}[]")).collect();
