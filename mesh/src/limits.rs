@@ -55,6 +55,11 @@ pub const BLOCK_BYTES_MAX: usize = 65_400;
 pub const COMMIT_BYTES_MAX: usize = 4 * MIB;
 /// Envelopes in one commit.
 pub const COMMIT_ENVELOPES_MAX: usize = 512;
+/// redb's cache of a segment that a relay writes. Pages of a commit may fill half of it, and those of pictures are half empty at their ends:
+/// with less, each page of a full commit is written early, read back for its checksum and written again.
+pub const WRITTEN_CACHE_BYTES: usize = 3 * COMMIT_BYTES_MAX;
+/// redb's cache of a closed segment: it is read once, in order.
+pub const READ_CACHE_BYTES: usize = MIB;
 /// How long a commit waits for company while more is arriving.
 pub const COMMIT_WAIT: Duration = Duration::from_millis(5);
 /// A relay's segment is closed at this size.
@@ -135,6 +140,9 @@ pub const HANDSHAKES_MAX: usize = 1_024;
 pub const INCOMING_MAX: usize = 4_096;
 /// Bytes of one queued connection; without early data it has a few packets.
 pub const INCOMING_BYTES_MAX: usize = 16 * KIB;
+/// The largest datagram that an agent tries and a relay takes: five Ethernet frames, where the path carries jumbo frames, cost as one.
+/// The QUIC library gives the kernel ten at a time and doesn't see that one call takes 65,507 bytes.
+pub const DATAGRAM_BYTES_MAX: u16 = 6_550;
 /// The kernel's buffers of the UDP socket, as far as it allows.
 pub const UDP_BUFFER_BYTES: usize = 4 * MIB;
 
@@ -189,6 +197,8 @@ const _: () = assert!(BATCH_CLOSE_BYTES * 2 <= TELEMETRY_RAW_MAX);
 const _: () = assert!(TELEMETRY_RAW_MAX < PICTURES_RAW_MAX);
 const _: () = assert!(envelope_max(Lane::Pictures) < COMMIT_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_MAX < POST_BYTES_MAX);
+const _: () = assert!(COMMIT_BYTES_MAX * 5 / 4 < WRITTEN_CACHE_BYTES / 2);
+const _: () = assert!(DATAGRAM_BYTES_MAX as usize * 10 <= 65_507);
 const _: () = assert!(POST_BYTES_MAX <= AGENT_SEGMENT_BYTES && AGENT_SEGMENT_BYTES <= RELAY_SEGMENT_BYTES);
 const _: () = assert!(POST_HEAD_BYTES_MAX + envelope_max(Lane::Pictures) + 1_024 <= POST_BYTES_MAX);
 const _: () = assert!(WELCOME_SPOOLS_MAX * (16 + 2 + RANGES_SENT_MAX * 18) < CONTROL_BYTES_MAX);

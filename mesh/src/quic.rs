@@ -22,7 +22,7 @@ use std::{
 
 use muster_certs::{DIALLED_NAME, Keys, Leaf, Name, Role, check_dialled, check_peer, client_config, server_config};
 use quinn::{
-    Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt,
+    Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
@@ -610,6 +610,9 @@ fn client_side(keys: &Arc<Keys>, expected: &Name, tuning: Tuning) -> Result<quin
         .stream_receive_window(window(limits::AGENT_WINDOW_BYTES))
         .receive_window(window(limits::AGENT_WINDOW_BYTES))
         .send_window(limits::AGENT_SEND_WINDOW_BYTES as u64);
+    if tuning.mtu_discovery {
+        transport.mtu_discovery_config(Some(mtu_discovery()));
+    }
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport));
     Ok(config)
@@ -628,6 +631,13 @@ fn transport(tuning: Tuning) -> TransportConfig {
     transport
 }
 
+/// Only an agent sends much. It searches once per connection: where a size isn't carried, each attempt is a few lost packets.
+fn mtu_discovery() -> MtuDiscoveryConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(limits::DATAGRAM_BYTES_MAX).interval(limits::CONNECTION_AGE_MAX);
+    discovery
+}
+
 /// All bounds in `limits` fit: 2^62 is the end.
 fn window(bytes: usize) -> VarInt {
     VarInt::from_u64(bytes as u64).unwrap_or(VarInt::MAX)
@@ -642,7 +652,11 @@ fn socket(listen: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<Endpoint> {
-    Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime))
+    let mut config = EndpointConfig::default();
+    if server.is_some() {
+        config.max_udp_payload_size(limits::DATAGRAM_BYTES_MAX).map_err(io::Error::other)?;
+    }
+    Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
 }
 
 fn not_bound(listen: SocketAddr, error: &io::Error) -> Complaint {

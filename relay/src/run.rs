@@ -20,6 +20,7 @@ use muster_mesh::{
     config::{Bytes, expand},
     control,
     ids::{InstanceId, Lane},
+    limits,
     link::relay_sync::Rules,
     queue::{Position, directory::DirectoryError, segment::Segments},
     quic::Server,
@@ -39,8 +40,8 @@ use crate::{
     writer::{LaneInbox, Writer},
 };
 
-/// redb's cache per open segment: a relay reads each once.
-pub const CACHE_BYTES: usize = 4 << 20;
+/// redb's cache of the segment that is written.
+pub const CACHE_BYTES: usize = limits::WRITTEN_CACHE_BYTES;
 /// A certificate that ends within this is worth a word at the start; a relay's lives for 14 days.
 const ENDS_SOON_MS: i64 = 4 * 24 * 3_600 * 1_000;
 

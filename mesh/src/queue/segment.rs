@@ -59,7 +59,7 @@ struct OpenSegment {
 }
 
 impl Segments<Folder> {
-    /// Opens a folder, and makes it if it isn't there. `cache_bytes` is redb's cache per open segment, of which there are two.
+    /// Opens a folder, and makes it if it isn't there. `cache_bytes` is redb's cache of the tail; the other segment that is open has at most as much.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, DirectoryError> {
         Segments::on(Folder::open(path)?, cache_bytes)
     }
@@ -125,9 +125,9 @@ impl<K: Disk> Segments<K> {
         }
     }
 
-    fn builder(&self) -> Builder {
+    fn builder(&self, cache_bytes_max: usize) -> Builder {
         let mut builder = Builder::new();
-        builder.set_cache_size(self.cache_bytes);
+        builder.set_cache_size(self.cache_bytes.min(cache_bytes_max));
         builder
     }
 
@@ -153,7 +153,7 @@ impl<K: Disk> Segments<K> {
         // A disk without room for a marker may still be read.
         let _ = self.disk.write(&marker, &[tries + 1], false);
         let medium = self.disk.open(&name(number, SEGMENT), false)?;
-        let mut builder = self.builder();
+        let mut builder = self.builder(limits::READ_CACHE_BYTES);
         builder.set_check_integrity_on_open(true);
         let database = sound(number, || builder.create_with_backend(Backend(medium)).map_err(|error| from_redb(number, error.into())))?;
         let _ = self.disk.remove(&marker);
@@ -182,7 +182,7 @@ impl<K: Disk> Directory for Segments<K> {
         // A cut while redb makes its file leaves one that never opens: it gets its name when it is whole.
         let new = format!("{}{NEW}", name(segment, SEGMENT));
         let medium = self.disk.open(&new, true).map_err(DirectoryError::from_io)?;
-        let database = self.builder().create_with_backend(Backend(medium)).map_err(|error| from_redb(segment, error.into()))?;
+        let database = self.builder(usize::MAX).create_with_backend(Backend(medium)).map_err(|error| from_redb(segment, error.into()))?;
         commit(&database, &[]).map_err(|error| from_redb(segment, error))?;
         self.disk.rename(&new, &name(segment, SEGMENT))?;
         self.disk.sync_folder()?;
@@ -329,20 +329,33 @@ fn block_buffer() -> Vec<u8> {
 }
 
 fn put_entry(payload: &mut Vec<u8>, entry: &Entry) {
-    let envelope = entry.envelope.bytes();
-    payload.extend((entry.facts.len() as u16).to_le_bytes());
-    payload.extend_from_slice(&entry.facts);
-    payload.extend((envelope.len() as u32).to_le_bytes());
-    payload.extend_from_slice(envelope);
+    put_head(payload, entry);
+    payload.extend_from_slice(entry.envelope.bytes());
 }
 
-/// An entry that spans several blocks.
+/// An entry up to its envelope.
+fn put_head(payload: &mut Vec<u8>, entry: &Entry) {
+    payload.extend((entry.facts.len() as u16).to_le_bytes());
+    payload.extend_from_slice(&entry.facts);
+    payload.extend((entry.envelope.bytes().len() as u32).to_le_bytes());
+}
+
+/// An entry that spans several blocks; each is filled straight from the envelope, since a picture copied once more is felt.
 fn large(index: u64, entry: &Entry) -> Vec<(u64, Vec<u8>)> {
-    let mut whole = Vec::with_capacity(6 + entry.facts.len() + entry.envelope.bytes().len());
-    put_entry(&mut whole, entry);
-    let parts = whole.len().div_ceil(PAYLOAD_MAX) as u16;
-    let part = |(part, bytes): (usize, &[u8])| block(index, 1, part as u16, parts, [[0; BLOCK_HEADER].as_slice(), bytes].concat());
-    whole.chunks(PAYLOAD_MAX).enumerate().map(part).collect()
+    let envelope = entry.envelope.bytes();
+    let mut head = Vec::with_capacity(6 + entry.facts.len());
+    put_head(&mut head, entry);
+    let length = head.len() + envelope.len();
+    let parts = length.div_ceil(PAYLOAD_MAX);
+    let part = |part: usize| {
+        let (from, to) = (part * PAYLOAD_MAX, length.min((part + 1) * PAYLOAD_MAX));
+        let mut bytes = Vec::with_capacity(BLOCK_HEADER + to - from);
+        bytes.resize(BLOCK_HEADER, 0);
+        bytes.extend_from_slice(&head[from.min(head.len())..to.min(head.len())]);
+        bytes.extend_from_slice(&envelope[from.saturating_sub(head.len())..to.saturating_sub(head.len())]);
+        block(index, 1, part as u16, parts as u16, bytes)
+    };
+    (0..parts).map(part).collect()
 }
 
 /// Fills in the header of a block whose payload is in place.

@@ -19,6 +19,8 @@ const TELEMETRY_PRIORITY: i32 = 1;
 const PICTURES_PRIORITY: i32 = 0;
 /// Pieces taken from the QUIC library at once: one lock for some ninety envelopes.
 const PIECES_READ: usize = 16;
+/// A message that has begun gets at most so many times the memory of what came of it.
+const ROOM_AHEAD: usize = 4;
 /// Envelopes from this size up are written as they are; smaller ones are copied together.
 const WRITTEN_ALONE_BYTES: usize = 16 * 1024;
 
@@ -359,6 +361,7 @@ impl Inlet {
     }
 
     fn move_pieces(&mut self, length: usize) {
+        self.make_room(length);
         while let Some(piece) = self.pieces.front_mut() {
             let wanted = length.saturating_sub(self.begun.len()).min(piece.len());
             if wanted == 0 {
@@ -366,6 +369,14 @@ impl Inlet {
             }
             self.begun.extend_from_slice(&piece[..wanted]);
             self.used(wanted);
+        }
+    }
+
+    /// So that a picture is copied once, into memory of its own size, and one that never comes takes little.
+    fn make_room(&mut self, length: usize) {
+        let here = self.begun.len() + self.pieces.iter().map(Bytes::len).sum::<usize>();
+        if self.begun.capacity() < length.min(here) {
+            self.begun.reserve_exact(length.min(here * ROOM_AHEAD) - self.begun.len());
         }
     }
 

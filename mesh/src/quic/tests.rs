@@ -117,6 +117,30 @@ async fn above_the_threshold_a_dialler_first_proves_its_address() {
 }
 
 #[tokio::test]
+async fn an_agent_finds_large_datagrams_where_the_path_carries_them_unless_told_not_to() {
+    let branch = Branch::new();
+    let mut door = Door::open(&branch.keys(relay_name("oslo-1")));
+    let datagram_bytes = |connection: &Connection| connection.inner.quinn.stats().path.current_mtu;
+    let agent = branch.agent().connect(&door.address, &relay_name("oslo-1"), SOON).await.unwrap();
+    let _relay = door.next().await.unwrap();
+    // The search ends less than twenty bytes below its bound.
+    let found = async {
+        while datagram_bytes(&agent) + 20 < limits::DATAGRAM_BYTES_MAX {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, found).await.unwrap();
+    assert!(datagram_bytes(&agent) <= limits::DATAGRAM_BYTES_MAX);
+    let tuning = Tuning { mtu_discovery: false, ..Tuning::default() };
+    let cautious = Client::with(&branch.keys(agent_name(8)), tuning).connect(&door.address, &relay_name("oslo-1"), SOON).await.unwrap();
+    let relay = door.next().await.unwrap();
+    let (mut lane, picture) = (cautious.open_lane(Lane::Pictures).await.unwrap(), envelope(Lane::Pictures, 1, 500_000));
+    let mut receiver = timeout(SOON, async { tokio::join!(lane.send([picture.clone()]), relay.accept_lane()).1 }).await.unwrap().unwrap();
+    assert_eq!(timeout(SOON, receiver.receive()).await.unwrap().unwrap().unwrap().bytes(), &picture);
+    assert_eq!(datagram_bytes(&cautious), 1_200);
+}
+
+#[tokio::test]
 async fn a_connection_ends_with_the_agents_certificate() {
     let branch = Branch::new();
     let mut door = Door::open(&branch.keys(relay_name("oslo-1")));

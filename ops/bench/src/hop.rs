@@ -21,6 +21,7 @@ use muster_relay::{
     accept::{self, Branch},
     agents::Agents,
     buffer::{Buffer, Size},
+    run::CACHE_BYTES,
     writer::{LaneInbox, Writer},
 };
 use tokio::{
@@ -37,7 +38,6 @@ use crate::{
 };
 
 const DOMAIN: &str = "bench.muster.internal";
-const CACHE_BYTES: usize = 4 << 20;
 /// Agents that dial at the same time: a crowd that comes at once is told to come again, and this doesn't measure handshakes.
 const DIALLING_MAX: usize = 32;
 

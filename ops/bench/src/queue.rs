@@ -9,6 +9,7 @@ use muster_mesh::{
     limits,
     queue::{Queue, directory::Entry, segment::Segments},
 };
+use muster_relay::run::CACHE_BYTES;
 use redb::{Builder, TableDefinition};
 use tokio::time::Instant;
 
@@ -17,7 +18,6 @@ use crate::measure::alternate;
 const ENVELOPE_BYTES: usize = 2_048;
 const PER_COMMIT: usize = 256;
 const COMMITS: usize = 400;
-const CACHE_BYTES: usize = 4 << 20;
 const BLOCKS: TableDefinition<u64, &[u8]> = TableDefinition::new("blocks");
 
 /// 2 KB envelopes, 256 a commit.

@@ -49,6 +49,23 @@ fn reading_stops_at_its_bound_and_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn each_page_of_a_full_commit_of_pictures_is_written_once() {
+    let pictures: Vec<Entry> = (1..).map(|seq| entry(seq, 80_000)).take(limits::COMMIT_BYTES_MAX / 80_000).collect();
+    let pages: u64 = pictures.iter().map(|entry| entry.envelope.bytes().len().div_ceil(PAYLOAD_MAX) as u64).sum();
+    let operations = |cache_bytes: usize| {
+        let disk = CutDisk::new(0);
+        let mut queue = open(Segments::on(disk.clone(), cache_bytes).unwrap());
+        let before = disk.state().operations_left;
+        queue.append(&pictures).unwrap();
+        before - disk.state().operations_left
+    };
+    let few = pages + pages / 4;
+    assert!((pages..few).contains(&operations(limits::WRITTEN_CACHE_BYTES)), "{}", operations(limits::WRITTEN_CACHE_BYTES));
+    // The control: in a cache that the commit doesn't fit into, they are written more than once.
+    assert!(operations(limits::COMMIT_BYTES_MAX) > few);
+}
+
+#[test]
 fn a_segments_number_is_never_given_twice() {
     let folder = tempfile::tempdir().unwrap();
     let mut queue = open(Segments::open(folder.path(), CACHE).unwrap());
