@@ -64,24 +64,19 @@ pub fn journey(diary: &SharedDiary) -> Value {
 }
 
 impl Journal for Diary {
-    fn made(&mut self, sealed: &[Sealed]) {
+    /// Not before: what a full disk refuses is sealed again, under another number.
+    fn kept(&mut self, sealed: &[Sealed]) {
         let (now, zone) = (self.clock.now(), self.clock.zone());
         let date = today::civil_date(now.wall_ms, &zone);
         for batch in sealed {
             let header = *batch.envelope.header();
             self.tally.made(header.spool, header.seq, &batch.records, now.boot_ms);
-            let entry = Entry::of(batch.lane, header.spool, header.seq, now.wall_ms, &batch.records);
-            let written = self.log.note(date, entry);
+            let written = self.log.note(date, Entry::of(batch.lane, header.spool, header.seq, now.wall_ms, &batch.records));
             self.noted(written);
-        }
-    }
-
-    fn kept(&mut self, sealed: &[Sealed]) {
-        let now_ms = self.clock.now().wall_ms;
-        for batch in sealed.iter().filter(|batch| batch.lane == Lane::Pictures) {
-            let header = batch.envelope.header();
-            let written = self.album.note(header.spool, header.seq, &batch.records, now_ms);
-            self.noted(written);
+            if batch.lane == Lane::Pictures {
+                let written = self.album.note(header.spool, header.seq, &batch.records, now.wall_ms);
+                self.noted(written);
+            }
         }
     }
 
@@ -102,5 +97,48 @@ impl Journal for Diary {
             let written = self.log.note_verdict(date, spool, seq, verdict, reason);
             self.noted(written);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_mesh::{
+        clock::{ManualClock, Reading, Zone},
+        ids::{BootId, DeviceId, Version},
+        link::agent_side::Rules,
+        queue::memory::Memory,
+        record::{Kind, Record, Session},
+    };
+
+    use super::*;
+    use crate::spool::{BatchContext, Birth, Sizes, Spool};
+
+    const NOW: Reading = Reading { wall_ms: 1_795_420_800_000, boot_ms: 1_000 };
+
+    #[test]
+    fn what_a_full_disk_refused_is_listed_once_when_it_is_kept() {
+        let (boot, version) = (BootId([2; 16]), Version::default());
+        let zone = Zone { name: "Etc/UTC".into(), offset_s: 0 };
+        let dir = tempfile::tempdir().unwrap();
+        let [log, read] = [(); 2].map(|()| DayLog::open(dir.path(), 1 << 20).unwrap());
+        let diary = Diary::new(Arc::new(ManualClock::new(NOW, boot)), log, Album::open(dir.path(), 1 << 20).unwrap());
+        let context = BatchContext { policy: version, notice: version, erasure: version, test_mode: false, boot, zone: zone.clone() };
+        let sizes = Sizes { budgets: [64 << 20; 2], segment_bytes: 1 << 20 };
+        let birth = |n: u8| Birth { now: NOW, random: [[n; 10], [n + 1; 10]] };
+        let folders: [Memory; 2] = Default::default();
+        let mut spool =
+            Spool::open_with(DeviceId([1; 16]), folders, sizes, context, birth(3), Rules::default(), Some(diary.clone())).unwrap().0;
+        let keep = |spool: &mut Spool<Memory>| {
+            let record = Record { at: NOW.wall_ms, kind: Kind::Session(Session::Start) };
+            let sealed = spool.seal(Lane::Telemetry, vec![record], NOW).unwrap();
+            spool.commit(&sealed).is_ok()
+        };
+        spool.directory(Lane::Telemetry).full = true;
+        assert!(!keep(&mut spool));
+        spool.directory(Lane::Telemetry).full = false;
+        spool.begin(birth(5)).unwrap();
+        assert!(keep(&mut spool));
+        assert_eq!(journey(&diary)["made"]["batches"], 1);
+        assert_eq!(read.day(today::civil_date(NOW.wall_ms, &zone)).unwrap().entries.len(), 1);
     }
 }

@@ -146,7 +146,11 @@ async fn run_cut_from_the_hub(place: &Place) -> (Mesh, Summary) {
     let mut at_agent = AtAgent::default();
     mesh.until(&agent, "the branch has everything", async |mesh| {
         at_agent = AtAgent::from_json(&mesh.ask(&agent, &json!({ "verb": "status" })).await.unwrap()).unwrap();
-        at_agent.made_batches > in_hub.stored && at_agent.made_batches == at_agent.relay_acked_batches
+        // What the last verb made may not be a batch yet.
+        let is_there = |(kind, count): (&String, &u64)| at_agent.relay_acked.get(kind).copied().unwrap_or(0) == *count;
+        at_agent.made_batches > in_hub.stored
+            && at_agent.made_batches == at_agent.relay_acked_batches
+            && at_agent.observed.iter().all(is_there)
     })
     .await
     .unwrap();
