@@ -26,7 +26,8 @@ fn crates_point_only_where_the_house_says() {
             "muster-shot" => vec!["muster-mesh"],
             "muster-fuzz" => vec!["muster-mesh"],
             "muster-tests" => all.iter().copied().chain(["muster-swarm", "muster-start"]).collect(),
-            // The benchmarks drive the swarm's agents.
+            // The benchmarks drive the swarm's agents, and a whole mesh of real processes.
+            "muster-bench" => all.iter().copied().chain(["muster-swarm", "muster-start"]).collect(),
             _ if manifest.folder.starts_with("ops") => all.iter().copied().chain(["muster-swarm"]).collect(),
             other => panic!("{other}: where it stands among the others isn't written here yet"),
         };
@@ -142,7 +143,7 @@ const DRIVERS: [(&str, &[&str]); 19] = [
     ("sqlx", &["hub/src/store.rs", "hub/src/store/"]),
     ("warp", &["hub/src/api.rs", "hub/src/api/", "hub/src/serve.rs"]),
     ("object_store", &["hub/src/objects.rs"]),
-    // The helper decodes only in a test.
+    // Both decode only in tests.
     ("image", &["hub/src/images.rs", "agent/shot/src/encode.rs"]),
     // day.rs has only the derives of what the API shows of a day.
     ("utoipa", &["hub/src/api/", "hub/src/day.rs"]),

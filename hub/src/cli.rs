@@ -38,8 +38,12 @@ pub enum Verb {
     /// People who may sign in
     #[command(subcommand)]
     Admin(Admin),
-    /// Says what would stop `serve`; changes nothing
-    Check,
+    /// Says what would stop `serve`, and which pictures are missing; changes nothing
+    Check {
+        /// Reads every picture and compares its SHA-256
+        #[arg(long)]
+        digests: bool,
+    },
     /// Prints the description of the API (OpenAPI 3.1)
     Openapi,
 }
@@ -59,7 +63,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Serve { restored } => serve(config()?, restored).await,
         Verb::Migrate => migrate(&config()?).await,
         Verb::Admin(Admin::Create { name }) => create_admin(&config()?, &name).await,
-        Verb::Check => say_check(&config()?).await,
+        Verb::Check { digests } => say_check(&config()?, if digests { check::Pictures::Digests } else { check::Pictures::Lengths }).await,
         Verb::Openapi => say_api(),
     }
 }
@@ -103,8 +107,8 @@ fn say_api() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn say_check(config: &Config) -> anyhow::Result<()> {
-    let findings = check::check(config).await;
+async fn say_check(config: &Config, pictures: check::Pictures) -> anyhow::Result<()> {
+    let findings = check::check(config, pictures).await;
     for finding in &findings {
         match &finding.said {
             Ok(well) => println!("{:<16} {well}", finding.what),

@@ -126,7 +126,8 @@ impl Ingest {
         })
     }
 
-    /// The objects, then the rows that name them. What the database knows already, or won't take, isn't put at all.
+    /// The objects, then the rows that name them. It is decided twice: before, from what can be known without a transaction, so that no
+    /// picture is put that the database has already, won't take, or would delete at once; then inside it.
     async fn commit_pictures(
         &self,
         relay: &str,
@@ -139,10 +140,11 @@ impl Ingest {
         }
         let keys: HashSet<SpoolKey> = arrivals.iter().filter_map(Arrival::whole).map(Whole::key).collect();
         let asks: Vec<Ask> = keys.into_iter().map(|(device, spool)| Ask { device, spool, from: 1 }).collect();
-        let known = self.store.spool_rows(&asks).await?;
-        let is_new = |whole: &Whole| !known.get(&whole.key()).is_some_and(|row| row.stored().contains(whole.envelope.header().seq));
-        let is_refused = |whole: &Whole| whole.opened.as_ref().is_ok_and(|batch| batch.test_mode && !self.test_mode);
-        self.pictures.bring(arrivals, |whole| is_new(whole) && !is_refused(whole)).await?;
+        let spools = self.store.spool_rows(&asks).await?.into_iter().collect();
+        let boots = self.store.boots(&plan::boots(arrivals)).await?;
+        let expected = plan::decide(arrivals, &mut Known { spools, boots }, &self.rules(head, now_ms));
+        self.pictures.claim(&self.store).await??;
+        self.pictures.bring(arrivals, &expected).await?;
         let done = self.commit(relay, head, arrivals, now_ms).await;
         if !matches!(done, Ok(Ok(_))) {
             self.pictures.give_back(arrivals);
@@ -377,7 +379,7 @@ fn post_rows<'a>(arrivals: &'a [Arrival], outcomes: &'a [Outcome], now_boot_ms: 
                     placed: *placed,
                     records,
                     receipt_ms: whole.facts.receipt_ms,
-                    object: object_of(whole, now_boot_ms)?,
+                    object: if plan::names_object(whole, outcome) { object_of(whole, now_boot_ms)? } else { None },
                 });
             }
             Keep::Envelope { alarm } => rows.holds.push(NewHold {
@@ -398,16 +400,15 @@ fn post_rows<'a>(arrivals: &'a [Arrival], outcomes: &'a [Outcome], now_boot_ms: 
     Ok(rows)
 }
 
-/// Where the picture of a batch lies, if it has one.
+/// Where the picture of a batch lies.
 fn object_of(whole: &Whole, now_boot_ms: u64) -> Result<Option<&NewObject>, StoreError> {
     match &whole.picture {
         Picture::Put(attempt) if attempt.may_commit(now_boot_ms) => Ok(Some(&attempt.object)),
         // It took too long: by now the object may be taken for a stray. The same again puts another.
         Picture::Put(_) => Err(StoreError::Busy),
         Picture::Unfit(_) => Ok(None),
-        // Its number was known when the pictures were brought, and isn't any more: the database was put back meanwhile.
-        Picture::None if plan::has_picture(whole) => Err(StoreError::Busy),
-        Picture::None => Ok(None),
+        // When the pictures were brought no row was expected: its number was known, or the policy kept pictures for a shorter time.
+        Picture::None => Err(StoreError::Busy),
     }
 }
 

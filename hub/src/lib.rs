@@ -14,6 +14,7 @@ pub mod objects;
 pub mod password;
 pub mod policy;
 pub mod presence;
+pub mod restore;
 pub mod retention;
 pub mod rows;
 pub mod running;

@@ -8,7 +8,10 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,9 +38,11 @@ const TRY: &str = "10 seconds";
 const CONNECT: &str = "3 seconds";
 const RETRIES: usize = 2;
 /// Operations at once, those among them that nobody waits for any more: a store that hangs holds no more threads and memory than this.
-const OPERATIONS_MAX: usize = 16;
+pub const OPERATIONS_MAX: usize = 16;
 /// An object is a picture: 3 MiB.
 const OBJECT_BYTES_MAX: u64 = 4 << 20;
+/// The object that says whose the others are: the id of the database whose rows name them.
+const MARK: &str = "muster-store";
 
 /// The object store.
 #[derive(Clone)]
@@ -46,6 +51,14 @@ pub struct Objects {
     /// None: a bucket.
     folder: Option<PathBuf>,
     operations: Arc<Semaphore>,
+    is_claimed: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Write,
+    /// Changes nothing.
+    Look,
 }
 
 /// What the caller does next.
@@ -76,6 +89,15 @@ impl Objects {
     /// `/folder`, `~/folder`, `file:///folder`, or `s3://bucket/prefix` with the usual `AWS_…` variables. A bucket isn't asked yet: a store
     /// that is down stops pictures, not the hub.
     pub fn open(url: &str) -> Result<Objects, Complaint> {
+        Objects::open_for(url, Mode::Write)
+    }
+
+    /// The same without making a folder that isn't there.
+    pub fn look(url: &str) -> Result<Objects, Complaint> {
+        Objects::open_for(url, Mode::Look)
+    }
+
+    fn open_for(url: &str, mode: Mode) -> Result<Objects, Complaint> {
         if let Some(rest) = url.strip_prefix("s3://") {
             return Objects::bucket(url, rest);
         }
@@ -85,13 +107,17 @@ impl Objects {
             return Err(Complaint::new(what, "Give a folder, such as /var/lib/muster-hub/objects, or s3://bucket/prefix"));
         }
         let folder = config::expand(Path::new(path));
-        let unusable = |why: String| {
+        // Its owner's alone: pictures are in it.
+        let made = if mode == Mode::Write { DirBuilder::new().recursive(true).mode(0o700).create(&folder) } else { Ok(()) };
+        let store = made.map_err(|error| error.to_string()).and_then(|()| {
+            // What it says of a folder that isn't there names it twice.
+            LocalFileSystem::new_with_prefix(&folder)
+                .map_err(|error| if folder.exists() { error.to_string() } else { "it isn't there".into() })
+        });
+        let store = store.map_err(|why| {
             let todo = "Give another as `store.objects`, or let this program write there";
             Complaint::new(format!("The folder of the pictures, {}, can't be used ({why})", folder.display()), todo)
-        };
-        // Its owner's alone: pictures are in it.
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| unusable(error.to_string()))?;
-        let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| unusable(error.to_string()))?;
+        })?;
         Ok(Objects::over(Arc::new(store.with_fsync(true).with_automatic_cleanup(true)), Some(folder)))
     }
 
@@ -118,7 +144,35 @@ impl Objects {
 
     /// Over any store: tests have one that fails on demand. `folder` is where that store keeps files, if it does.
     pub fn over(store: Arc<dyn ObjectStore>, folder: Option<PathBuf>) -> Objects {
-        Objects { store, folder, operations: Arc::new(Semaphore::new(OPERATIONS_MAX)) }
+        Objects { store, folder, operations: Arc::new(Semaphore::new(OPERATIONS_MAX)), is_claimed: Arc::default() }
+    }
+
+    pub fn is_claimed(&self) -> bool {
+        self.is_claimed.load(Ordering::Relaxed)
+    }
+
+    /// Makes the store the one of the database with this id, before anything is put there. One that is another database's takes no part.
+    pub async fn claim(&self, id: i64) -> Result<(), ObjectError> {
+        if !self.belongs_to(id).await? {
+            self.put(MARK, Bytes::from(mark(id))).await?;
+            // Of two databases that come at the same time one sees the other's.
+            self.belongs_to(id).await?;
+        }
+        self.is_claimed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the store is the one of the database with this id; false: it is nobody's yet. Another's is an error.
+    pub async fn belongs_to(&self, id: i64) -> Result<bool, ObjectError> {
+        match self.get(MARK).await {
+            Ok(found) if found.trim_ascii() == mark(id).trim_ascii().as_bytes() => Ok(true),
+            Ok(_) => Err(ObjectError::NotNow(format!(
+                "it belongs to another database. Give another place as `store.objects`; or, to take it over with all that is in it, delete \
+                 the object {MARK} there, which names that database"
+            ))),
+            Err(ObjectError::Missing) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// On the store's disk when this returns.
@@ -139,6 +193,16 @@ impl Objects {
             found.bytes().await.map(Some)
         });
         got.await?.ok_or_else(|| ObjectError::NotNow("it has an object that is larger than any picture".into()))
+    }
+
+    /// How long an object is, in bytes. None: it isn't there.
+    pub async fn length(&self, key: &str) -> Result<Option<u64>, ObjectError> {
+        let (store, at) = (self.store.clone(), Key::from(key));
+        match self.operate(GET, async move { store.head(&at).await }).await {
+            Ok(about) => Ok(Some(about.size)),
+            Err(ObjectError::Missing) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What isn't there is deleted.
@@ -196,14 +260,28 @@ impl Objects {
     }
 }
 
+/// What a store's mark says: the id of its database.
+pub fn mark(id: i64) -> String {
+    format!("{id:016x}\n")
+}
+
 impl Listing {
     /// The next names of objects that were last written before a time, at most so many; none: it is at its end.
     pub async fn older(&mut self, before_ms: i64, most: usize) -> Result<Vec<String>, ObjectError> {
+        Ok(self.older_with_times(before_ms, most).await?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// The same with the times when they were last written.
+    pub async fn older_with_times(&mut self, before_ms: i64, most: usize) -> Result<Vec<(String, i64)>, ObjectError> {
         let mut older = Vec::new();
         while older.len() < most {
             match timeout(TIME, self.0.next()).await {
-                Ok(Some(Ok(found))) if found.last_modified.timestamp_millis() < before_ms => older.push(found.location.to_string()),
-                Ok(Some(Ok(_))) => {}
+                Ok(Some(Ok(found))) => {
+                    let (name, written_ms) = (found.location.to_string(), found.last_modified.timestamp_millis());
+                    if written_ms < before_ms && name != MARK {
+                        older.push((name, written_ms));
+                    }
+                }
                 // It went while the list was made.
                 Ok(Some(Err(object_store::Error::NotFound { .. }))) => {}
                 Ok(Some(Err(error))) => return Err(ObjectError::NotNow(causes(&error))),

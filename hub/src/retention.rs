@@ -71,6 +71,8 @@ pub async fn sweep(store: &Store, objects: &Objects, now_ms: i64, retention: Ret
 
 /// Deletes the objects of deleted rows, those too that an earlier sweep left. Returns how many.
 async fn clear(store: &Store, objects: &Objects, now_ms: i64, retention: Retention) -> Result<u64, SweepError> {
+    // In another's store nothing of ours is there to be deleted, and that would be taken for done.
+    objects.belongs_to(store.id().await?).await?;
     let (mut after, mut cleared, mut failed) = (String::new(), 0, Vec::new());
     loop {
         let doomed = store.doomed(&after, OBJECTS_MAX).await?;

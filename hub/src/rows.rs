@@ -164,7 +164,7 @@ pub fn fields(record: &Record, device: DeviceId, ids: &Ids) -> Option<Vec<Value>
         }
         Kind::Activity(activity) => {
             let Activity { ms, keys, clicks, wheel, pointer_moved, active_ms, idle_ms } = *activity;
-            row.extend([ms, keys, clicks, wheel, u32::from(pointer_moved), active_ms, idle_ms].map(|count| int(i64::from(count))));
+            row.extend([ms, keys, clicks, wheel, u32::from(pointer_moved), active_ms, idle_ms].map(count));
         }
         Kind::Focus(focus) => {
             let application = match &focus.application {
@@ -172,7 +172,7 @@ pub fn fields(record: &Record, device: DeviceId, ids: &Ids) -> Option<Vec<Value>
                 Application::Private => Some(PRIVATE),
                 Application::None => None,
             };
-            row.extend([int(i64::from(focus.ms)), Value::Int(application), Value::Text(focus.title.clone())]);
+            row.extend([count(focus.ms), Value::Int(application), Value::Text(focus.title.clone())]);
             row.push(int(source_number(focus.source)));
         }
         Kind::Screenshot(picture) => row.extend(picture_fields(picture)),
@@ -214,16 +214,16 @@ fn read_record(table: Table, row: &mut Fields) -> Option<Record> {
             Kind::Heartbeat(Heartbeat { state, battery, version: row.text()? })
         }
         Table::Activity => Kind::Activity(Activity {
-            ms: row.u32()?,
-            keys: row.u32()?,
-            clicks: row.u32()?,
-            wheel: row.u32()?,
+            ms: row.count()?,
+            keys: row.count()?,
+            clicks: row.count()?,
+            wheel: row.count()?,
             pointer_moved: row.int()? != 0,
-            active_ms: row.u32()?,
-            idle_ms: row.u32()?,
+            active_ms: row.count()?,
+            idle_ms: row.count()?,
         }),
         Table::Focus => {
-            let ms = row.u32()?;
+            let ms = row.count()?;
             let application = match (row.maybe_int()?, row.maybe_text()?) {
                 (None, None) => Application::None,
                 (Some(PRIVATE), None) => Application::Private,
@@ -377,6 +377,12 @@ pub fn int(number: i64) -> Value {
     Value::Int(Some(number))
 }
 
+/// A count of the tables that have most rows, whose columns have 32 bits with a sign: beyond 2^31, further than anyone counts in a minute, it
+/// stands there less 2^32.
+fn count(count: u32) -> Value {
+    int(i64::from(count as i32))
+}
+
 pub fn text(text: &str) -> Value {
     Value::Text(Some(text.to_owned()))
 }
@@ -417,6 +423,10 @@ impl Fields {
 
     fn int(&mut self) -> Option<i64> {
         self.maybe_int()?
+    }
+
+    fn count(&mut self) -> Option<u32> {
+        i32::try_from(self.int()?).ok().map(|count| count as u32)
     }
 
     fn u32(&mut self) -> Option<u32> {

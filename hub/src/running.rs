@@ -20,7 +20,7 @@ use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api, config::Config, hub::Hub, issued::Listed, objects::Objects, policy::Policies, retention, serve, store::Store, strays,
+    api, config::Config, hub::Hub, issued::Listed, objects::Objects, policy::Policies, restore, retention, serve, store::Store, strays,
     token::Tokens,
 };
 
@@ -51,6 +51,9 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     let objects = Arc::new(Objects::open(&config.objects())?);
     let now_ms = clock.now().wall_ms;
     let policies = Policies::open(store.clone(), config.policy.clone(), config.test_mode, restored, now_ms).await?;
+    if restored {
+        reconcile(&store, &objects, now_ms, &policies).await?;
+    }
     let listed = Listed::open(store.clone(), config.issued.clone()).await?;
     let tokens = Tokens::open(&state.join(TOKEN_KEY))?;
     let hub = Arc::new(Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), tokens, config.test_mode));
@@ -85,6 +88,19 @@ impl Running {
         self.store.close().await;
         tracing::info!("the hub has stopped");
     }
+}
+
+/// Before anyone is answered: a relay that hears "repeat" doesn't send it again.
+async fn reconcile(store: &Store, objects: &Objects, now_ms: i64, policies: &Policies) -> Result<(), Complaint> {
+    let done = async {
+        // What had to go since the backup goes first: its objects went long ago, and nobody misses it.
+        retention::sweep(store, objects, now_ms, policies.current().retention(), retention::ROWS_MAX).await?;
+        anyhow::Ok(restore::forget_missing(store, objects, now_ms).await?)
+    };
+    done.await.map(drop).map_err(|error| {
+        let what = format!("It can't be told which pictures of the restored database are there ({error})");
+        Complaint::new(what, "Put it right and start with --restored again")
+    })
 }
 
 /// Certificate, key and roots, for `serve` and `check`.

@@ -4,15 +4,21 @@
 //! transaction will change it first locks in key order, and what is remembered between transactions never changes.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    io,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use muster_mesh::complaint::Complaint;
 use sqlx::{Any, AnyPool, Row, Transaction, migrate::MigrateError};
+use tokio::task::spawn_blocking;
 
 use engine::{Address, Engine, Mode};
 use look_ups::LookUps;
+use reserve::Reserve;
 
 use crate::rows::{Shape, Value};
 
@@ -26,13 +32,14 @@ mod pictures;
 mod policies;
 mod posts;
 mod records;
+mod reserve;
 mod summary;
 mod sweep;
 
 pub use admins::Admin;
 pub use devices::DeviceRow;
 pub use looks::Look;
-pub use pictures::{KeptCapability, KeptPicture};
+pub use pictures::{KeptCapability, KeptPicture, NamedObject};
 pub use policies::StoredPolicy;
 pub use posts::{Loaded, NewBatch, NewHold, NewLine, NewObject, PostRows};
 pub use records::{Answered, KeptBatch, KeptNumber};
@@ -53,6 +60,9 @@ pub struct Store {
     writers: AnyPool,
     readers: AnyPool,
     look_ups: Mutex<LookUps>,
+    reserve: Option<Reserve>,
+    /// The disk is full and the reserve let go: only deletion writes.
+    deletes_only: AtomicBool,
 }
 
 /// A transaction that may write. Dropped without [`commit`](Writing::commit), nothing of it happened.
@@ -106,6 +116,7 @@ impl Store {
         let store = Store::connect(&Address::parse(url)?, Mode::Write).await?;
         if store.engine.migrates_itself() {
             store.bring_to_newest().await?;
+            store.keep_reserve().await;
             return Ok(store);
         }
         let (version, newest) = (store.version().await?, store.newest());
@@ -143,14 +154,31 @@ impl Store {
         }
     }
 
+    /// Opens the database to read only. None: there is none, or it isn't of this program's version.
+    pub async fn look(url: &str) -> Result<Option<Store>, Complaint> {
+        let address = Address::parse(url)?;
+        if address.is_missing() {
+            return Ok(None);
+        }
+        let store = Store::connect(&address, Mode::Look).await?;
+        Ok((store.version().await? == store.newest()).then_some(store))
+    }
+
     async fn connect(address: &Address, mode: Mode) -> Result<Store, Complaint> {
         let (engine, shown) = (address.engine(), address.shown());
         let unusable = |error: StoreError| unusable(&shown, &error);
         let options = address.options(mode).map_err(unusable)?;
-        address.probe(&options, mode).await.map_err(unusable)?;
+        if let Err(error) = address.probe(&options, mode).await {
+            // Opening makes a file, and a full disk has no room for it.
+            let way =
+                mode == Mode::Write && error.is_passing() && address.reserve().is_some_and(|reserve| reserve.let_go().unwrap_or(false));
+            let error = if way { address.probe(&options, mode).await.err() } else { Some(error) };
+            error.map_or(Ok(()), Err).map_err(unusable)?;
+        }
         let writers = address.pool(&options, mode, engine.writers());
         let readers = address.pool(&options, mode, READERS);
-        let store = Store { engine, shown, writers, readers, look_ups: Mutex::default() };
+        let (look_ups, reserve, deletes_only) = (Mutex::default(), address.reserve(), AtomicBool::new(false));
+        let store = Store { engine, shown, writers, readers, look_ups, reserve, deletes_only };
         store.refuse_old_engine().await?;
         Ok(store)
     }
@@ -240,8 +268,54 @@ impl Store {
 
     /// Begins a transaction that may write. In SQLite it waits for the one before it.
     pub async fn write(&self) -> Result<Writing<'_>, StoreError> {
+        if self.deletes_only.load(Ordering::Relaxed) {
+            return Err(StoreError::Full);
+        }
+        self.write_to_delete().await
+    }
+
+    /// The same for what makes room.
+    async fn write_to_delete(&self) -> Result<Writing<'_>, StoreError> {
         let transaction = self.writers.begin_with(self.engine.begin_writing()).await?;
         Ok(Writing { transaction, store: self, learned: LookUps::default() })
+    }
+
+    /// The disk is full: lets the reserve go, for deletion alone.
+    async fn make_way(&self) {
+        if self.on_reserve(Reserve::let_go).await.is_some_and(|gone| gone.unwrap_or(false)) {
+            tracing::warn!("the disk of the database is full: nothing is taken until what is kept too long is deleted");
+            self.deletes_only.store(true, Ordering::Relaxed);
+        }
+        // Where it has room for this it needs no more; else the log grows into what the reserve was.
+        if let Err(error) = self.cut_log().await {
+            tracing::debug!(%error, "the database's log can't be cut back yet");
+        }
+    }
+
+    /// Makes the reserve where it isn't, and lets others write again.
+    async fn keep_reserve(&self) {
+        if self.deletes_only.load(Ordering::Relaxed)
+            && let Err(error) = self.cut_log().await
+        {
+            tracing::warn!(%error, "the database's log can't be cut back");
+        }
+        if let Some(Err(error)) = self.on_reserve(Reserve::make).await {
+            tracing::warn!(%error, "the database's disk has no room for a reserve: when it is full, deletion may fail");
+        }
+        self.deletes_only.store(false, Ordering::Relaxed);
+    }
+
+    /// None: there is none to be had, or the program ends.
+    async fn on_reserve<T: Send + 'static>(&self, act: impl FnOnce(&Reserve) -> io::Result<T> + Send + 'static) -> Option<io::Result<T>> {
+        let reserve = self.reserve.clone()?;
+        spawn_blocking(move || act(&reserve)).await.ok()
+    }
+
+    async fn cut_log(&self) -> Result<(), StoreError> {
+        if let Some(statement) = self.engine.cut_log() {
+            sqlx::query(statement).fetch_optional(&self.writers).await?;
+        }
+        Ok(())
     }
 
     /// Begins a transaction that only reads: all its statements see the same.

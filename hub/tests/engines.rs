@@ -10,7 +10,7 @@ use muster_hub::{
     hub::Hub,
     ingest::IngestError,
     rows::{Shape, Table, Value},
-    store::StoreError,
+    store::{Answered, StoreError},
 };
 use muster_mesh::{
     batch::Envelope,
@@ -49,6 +49,29 @@ async fn batches_that_come_late_out_of_order_from_two_relays_make_the_same_rows_
             assert_eq!(found, expected);
         }
         assert_eq!(self::days(&late).await, days);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_time_beyond_all_calendars_and_a_count_beyond_31_bits_are_kept_on_each_engine() {
+    each_store(async |mut world: World| {
+        // Nothing that a relay with a wrong clock measured counts: the batch's own time stands.
+        let beyond = [i64::MIN, i64::MAX].into_iter().zip(1..).map(|(wall_ms, seq)| {
+            let mut batch = batch(seq, vec![heartbeat(wall_ms)]);
+            batch.head.wall_ms = wall_ms;
+            batch.seal().unwrap()
+        });
+        let many = vec![activity(NOW, u32::MAX)];
+        let envelopes: Vec<_> = beyond.chain([batch(3, many.clone()).seal().unwrap()]).collect();
+        let mut head = world.head(RELAY, true);
+        head.relay_ms += 3_600_000;
+        let Answer::Taken(taken) = world.send(RELAY, &head, &envelopes).await else { panic!("not taken") };
+        assert_eq!((taken.counts.stored, taken.counts.held), (3, 0));
+        let kept = world.hub.store.kept_numbers(device(1), spool(1), 3, 3).await.unwrap();
+        assert_eq!(kept[0].answered, Answered::Rows(many));
+        assert_eq!(world.one("SELECT CAST(MAX(day) AS BIGINT) FROM heartbeat").await, i64::from(i32::MAX));
+        assert_eq!(world.one("SELECT CAST(MIN(day) AS BIGINT) FROM heartbeat").await, i64::from(i32::MIN));
     })
     .await;
 }

@@ -320,12 +320,6 @@ async fn reports_agree(world: &World, objects: &Objects) {
     }
 }
 
-async fn set_retention(world: &World, kinds: &str) {
-    let policy = format!("{}\n[retention]\n{kinds}\n", include_str!("policy.toml"));
-    std::fs::write(world.folder.path().join("policy.toml"), policy).unwrap();
-    world.hub.policies.look(NOW).await.unwrap();
-}
-
 /// A batch of so many days ago, from a boot that nobody measured.
 fn aged(seq: u64, days: i64, records: impl Fn(i64) -> Vec<Record>) -> Batch {
     let wall_ms = NOW - days * DAY_MS;

@@ -2,6 +2,8 @@
 -- What lies where is protocol.md's "The hub's identity columns". The 16-byte ids stand once each; every other table names them by number.
 
 CREATE TABLE settings (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL);
+-- Whose the object store is: its mark names this database.
+INSERT INTO settings (name, value) VALUES ('id', CAST(random() * 9007199254740992 AS BIGINT));
 CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, n BIGINT NOT NULL);
 
 -- Look-ups: rows are never changed or deleted, so that their numbers may be remembered by every hub.
@@ -39,10 +41,11 @@ CREATE TABLE spools (
     UNIQUE (device_id, spool)
 );
 CREATE INDEX spools_unsettled ON spools (id) WHERE settled = 0;
+CREATE INDEX spools_by_name ON spools (spool);
 -- What tells other content under a known number apart. Not in the spool's row, which each batch writes again.
 CREATE TABLE digests (
-    spool_id INTEGER NOT NULL,
     seq BIGINT NOT NULL,
+    spool_id INTEGER NOT NULL,
     digest BYTEA NOT NULL,
     PRIMARY KEY (spool_id, seq)
 );
@@ -63,12 +66,12 @@ CREATE TABLE instances (
 
 CREATE TABLE batches (
     seq BIGINT NOT NULL,
-    day BIGINT NOT NULL,
     boot_ms BIGINT NOT NULL,
     wall_ms BIGINT NOT NULL,
     relay_ms BIGINT NOT NULL,
     hub_ms BIGINT NOT NULL,
     shift_ms BIGINT NOT NULL,
+    day INTEGER NOT NULL,
     spool_id INTEGER NOT NULL,
     device_id INTEGER NOT NULL,
     context_id INTEGER NOT NULL,
@@ -112,40 +115,41 @@ CREATE TABLE alarms (
 );
 CREATE UNIQUE INDEX alarms_once ON alarms (spool_id, seq, what);
 
--- One table per kind of record, keyed alike.
+-- One table per kind of record. The three that have most rows have no key of their own: that took a quarter of all the room, and the
+-- batch that they came with, whose row is written with them, has one. Their index holds a spool's day as one entry.
 CREATE TABLE heartbeat (
-    day BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
+    seq BIGINT NOT NULL, at BIGINT NOT NULL, day INTEGER NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
     state SMALLINT NOT NULL,
     version_id INTEGER NOT NULL,
     battery SMALLINT,
-    charging SMALLINT,
-    PRIMARY KEY (day, spool_id, seq, idx)
+    charging SMALLINT
 );
+CREATE INDEX heartbeat_of_a_day ON heartbeat (day, spool_id);
 CREATE TABLE activity (
-    day BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL,
-    ms BIGINT NOT NULL,
-    keys BIGINT NOT NULL,
-    clicks BIGINT NOT NULL,
-    wheel BIGINT NOT NULL,
-    active_ms BIGINT NOT NULL,
-    idle_ms BIGINT NOT NULL,
+    seq BIGINT NOT NULL, at BIGINT NOT NULL, day INTEGER NOT NULL,
+    ms INTEGER NOT NULL,
+    keys INTEGER NOT NULL,
+    clicks INTEGER NOT NULL,
+    wheel INTEGER NOT NULL,
+    active_ms INTEGER NOT NULL,
+    idle_ms INTEGER NOT NULL,
     spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
-    pointer_moved SMALLINT NOT NULL,
-    PRIMARY KEY (day, spool_id, seq, idx)
+    pointer_moved SMALLINT NOT NULL
 );
+CREATE INDEX activity_of_a_day ON activity (day, spool_id);
 CREATE TABLE focus (
-    day BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL,
-    ms BIGINT NOT NULL,
-    title_key BIGINT,            -- null: plain; 0: its time was up, and the row's isn't
+    seq BIGINT NOT NULL, at BIGINT NOT NULL, day INTEGER NOT NULL,
+    ms INTEGER NOT NULL,
+    title_key INTEGER,           -- null: plain; 0: its time was up, and the row's isn't
     spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
     source SMALLINT NOT NULL,
     application_id INTEGER,      -- null: none; 0: private
-    title TEXT,
-    PRIMARY KEY (day, spool_id, seq, idx)
+    title TEXT
 );
+CREATE INDEX focus_of_a_day ON focus (day, spool_id);
 -- A picture lies in the object store, put there before its row was written.
 CREATE TABLE screenshot (
-    day BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
+    seq BIGINT NOT NULL, at BIGINT NOT NULL, day INTEGER NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
     area SMALLINT NOT NULL,
     width BIGINT NOT NULL,
     height BIGINT NOT NULL,
@@ -164,7 +168,7 @@ CREATE TABLE screenshot (
 CREATE UNIQUE INDEX screenshots_by_id ON screenshot (object_id);
 CREATE UNIQUE INDEX screenshots_by_object ON screenshot (object);
 CREATE TABLE session (
-    day BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
+    seq BIGINT NOT NULL, at BIGINT NOT NULL, day INTEGER NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
     what SMALLINT NOT NULL,
     ms BIGINT,                   -- slept or paused
     sha256 BYTEA,
@@ -173,19 +177,19 @@ CREATE TABLE session (
     PRIMARY KEY (day, spool_id, seq, idx)
 );
 CREATE TABLE network (
-    day BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
+    seq BIGINT NOT NULL, at BIGINT NOT NULL, day INTEGER NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
     addresses TEXT NOT NULL,     -- JSON list
     PRIMARY KEY (day, spool_id, seq, idx)
 );
 CREATE TABLE capability (
-    day BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
+    seq BIGINT NOT NULL, at BIGINT NOT NULL, day INTEGER NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
     what TEXT NOT NULL,
     able SMALLINT NOT NULL,
     why TEXT NOT NULL,
     PRIMARY KEY (day, spool_id, seq, idx)
 );
 CREATE TABLE gap (
-    day BIGINT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
+    seq BIGINT NOT NULL, at BIGINT NOT NULL, day INTEGER NOT NULL, spool_id INTEGER NOT NULL, idx SMALLINT NOT NULL,
     lane SMALLINT NOT NULL,
     of_spool_id INTEGER,          -- null: nothing had a number
     first BIGINT,

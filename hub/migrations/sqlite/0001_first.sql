@@ -1,6 +1,8 @@
 -- What lies where is protocol.md's "The hub's identity columns". The 16-byte ids stand once each; every other table names them by number.
 
 CREATE TABLE settings (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL) WITHOUT ROWID;
+-- Whose the object store is: its mark names this database.
+INSERT INTO settings (name, value) VALUES ('id', abs(random() / 2));
 CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, n BIGINT NOT NULL) WITHOUT ROWID;
 
 -- Look-ups: rows are never changed or deleted, so that their numbers may be remembered by every hub.
@@ -38,6 +40,7 @@ CREATE TABLE spools (
     UNIQUE (device_id, spool)
 );
 CREATE INDEX spools_unsettled ON spools (id) WHERE settled = 0;
+CREATE INDEX spools_by_name ON spools (spool);
 -- What tells other content under a known number apart. Not in the spool's row, which each batch writes again.
 CREATE TABLE digests (
     spool_id BIGINT NOT NULL,

@@ -50,6 +50,19 @@ impl Attempt {
     }
 }
 
+/// The spool and the number of an object, from its name. None: it isn't one of ours.
+pub fn number_of(key: &str) -> Option<(SpoolId, u64)> {
+    let mut folders = key.rsplit('/');
+    let (seq, chance) = folders.next()?.split_once('-')?;
+    let spool = folders.next()?.parse().ok()?;
+    let is_dated = folders.count() == DATE_FOLDERS;
+    (is_dated && chance.len() == CHANCE_DIGITS).then_some((spool, seq.parse().ok()?))
+}
+
+/// Year, month, day.
+const DATE_FOLDERS: usize = 3;
+const CHANCE_DIGITS: usize = 16;
+
 /// The folder of what is put at a time: `2026/11/23`.
 pub fn day_folder(now_ms: i64) -> String {
     // A clock beyond all calendars puts everything into one folder.
@@ -84,6 +97,12 @@ mod tests {
     fn a_name_says_day_spool_and_number_and_nobody_had_it() {
         let attempt = Attempt::new(SpoolId([7; 16]), 17, NOW, 5_000, 0xab, [1; 16]);
         assert_eq!(attempt.object.key, "2026/11/23/07070707070707070707070707070707/17-00000000000000ab");
+        assert_eq!(number_of(&attempt.object.key), Some((SpoolId([7; 16]), 17)));
+        for other in
+            ["muster-store", "2026/11/23/notes.txt", "x/17-00000000000000ab", "1/07070707070707070707070707070707/17-00000000000000ab"]
+        {
+            assert_eq!(number_of(other), None, "{other}");
+        }
         assert_eq!(day_folder(i64::MAX), "1970/01/01");
     }
 

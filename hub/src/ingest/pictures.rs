@@ -6,7 +6,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
     time::Duration,
 };
 
@@ -19,33 +18,31 @@ use muster_mesh::{
     record::{Kind, Screenshot},
 };
 use tokio::{
-    sync::Semaphore,
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
 use super::{
     attempts::{Attempt, Attempts, Of},
-    plan::{Arrival, Picture, Whole},
+    plan::{self, Arrival, Outcome, Picture, Whole},
 };
 use crate::{
     images::{self, Unfit},
-    objects::{ObjectError, Objects},
+    objects::{OPERATIONS_MAX, ObjectError, Objects},
+    store::{Store, StoreError},
 };
 
-/// Pictures of one POST on their way at once: each is in memory once more, and the store is kept busy while the next is decoded.
-const ON_THE_WAY_MAX: usize = 8;
+/// Pictures of one POST on their way at once: each is in memory once more, no more than the POST's body together. As many as the store takes
+/// at once, so that a disk writes what several wait for with one flush, and none waits while the next are checked.
+const ON_THE_WAY_MAX: usize = OPERATIONS_MAX;
 /// All pictures of one POST: then the relay is told to come again, and finds done what was done. Shorter than a request may take.
 const TIME: Duration = Duration::from_secs(90);
-/// Pictures decoded at once, over all POSTs: each may allocate 128 MiB.
-const DECODING_MAX: usize = 4;
 
 /// Brings pictures into the object store.
 pub struct Pictures {
     objects: Arc<Objects>,
     clock: Arc<dyn Clock>,
     attempts: Mutex<Attempts>,
-    decoding: Semaphore,
 }
 
 /// An envelope whose picture has to be checked and put.
@@ -58,16 +55,26 @@ struct Wanted<'a> {
 
 impl Pictures {
     pub fn new(objects: Arc<Objects>, clock: Arc<dyn Clock>) -> Pictures {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        Pictures { objects, clock, attempts: Mutex::default(), decoding: Semaphore::new(cores.min(DECODING_MAX)) }
+        Pictures { objects, clock, attempts: Mutex::default() }
     }
 
-    /// Brings the wanted ones of these arrivals as far as a row may name them. When the store doesn't take part, what it took before is kept
-    /// for the next POST that brings it.
-    pub async fn bring(&self, arrivals: &mut [Arrival], is_wanted: impl Fn(&Whole) -> bool) -> Result<(), ObjectError> {
-        let whole = arrivals.iter().enumerate().filter_map(|(place, arrival)| Some((place, arrival.whole()?)));
-        let wanted = whole.filter(|(_, whole)| is_wanted(whole)).filter_map(|(place, whole)| Wanted::of(place, whole));
-        let wanted: Vec<_> = wanted.collect();
+    /// Makes sure that the object store is this database's own, before the first picture goes there.
+    pub async fn claim(&self, store: &Store) -> Result<Result<(), ObjectError>, StoreError> {
+        if self.objects.is_claimed() {
+            return Ok(Ok(()));
+        }
+        let id = store.id().await?;
+        Ok(self.objects.claim(id).await)
+    }
+
+    /// Brings the pictures of these arrivals as far as a row may name them, those that the expected outcomes make rows of. When the store
+    /// doesn't take part, what it took before is kept for the next POST that brings it.
+    pub async fn bring(&self, arrivals: &mut [Arrival], expected: &[Outcome]) -> Result<(), ObjectError> {
+        let whole = arrivals.iter().zip(expected).enumerate().filter_map(|(place, (arrival, outcome))| {
+            let whole = arrival.whole()?;
+            plan::names_object(whole, outcome).then(|| Wanted::of(place, whole)).flatten()
+        });
+        let wanted: Vec<_> = whole.collect();
         let (brought, done) = self.bring_all(&wanted).await;
         for (place, picture) in brought {
             if let Arrival::Whole(whole) = &mut arrivals[place] {
@@ -139,12 +146,11 @@ impl Pictures {
         Ok(Some((place, Picture::Put(attempt))))
     }
 
-    /// Decodes it on a thread of its own; gives its bytes back.
+    /// Reads it on a thread of its own; gives its bytes back.
     async fn check(&self, picture: Screenshot) -> Result<Bytes, Unfit> {
-        // The semaphore is never closed; an error would only mean that nobody counts.
-        let _turn = self.decoding.acquire().await;
         let checking = spawn_blocking(move || images::check(&picture).map(|()| Bytes::from(picture.bytes)));
-        checking.await.unwrap_or(Err(Unfit::Undecodable))
+        // A check that panics over hostile bytes must not take its POST with it: the relay would send the same again for ever.
+        checking.await.unwrap_or(Err(Unfit::Structure))
     }
 
     fn attempts(&self) -> MutexGuard<'_, Attempts> {

@@ -7,6 +7,10 @@ const SECOND_MS: i64 = 1_000;
 const MINUTE_MS: i64 = 60 * SECOND_MS;
 pub const DAY_MS: i64 = 24 * 60 * MINUTE_MS;
 
+/// What a clock beyond all calendars gives: a day's number has 32 bits in the database.
+const DAY_MIN: i64 = i32::MIN as i64;
+const DAY_MAX: i64 = i32::MAX as i64;
+
 /// Below this a difference of clocks is left alone.
 const SHIFT_MIN_MS: i64 = 60 * SECOND_MS;
 /// A clock that is further off than this is wrong.
@@ -84,7 +88,8 @@ pub fn place(head: &Head, receipt_ms: i64, zero_ms: Option<i64>, trusted: bool, 
             None => (receipt_ms.saturating_sub(head.wall_ms), ShiftWhy::Receipt),
         }
     };
-    Placed { shift_ms, why, day: head.wall_ms.saturating_add(shift_ms).div_euclid(DAY_MS) }
+    let day = head.wall_ms.saturating_add(shift_ms).div_euclid(DAY_MS);
+    Placed { shift_ms, why, day: day.clamp(DAY_MIN, DAY_MAX) }
 }
 
 fn measured(shift_ms: i64) -> (i64, ShiftWhy) {
@@ -138,8 +143,11 @@ mod tests {
     fn the_ends_of_time_do_not_overflow() {
         for wall_ms in [i64::MIN, i64::MAX] {
             for zero_ms in [None, Some(i64::MIN), Some(i64::MAX)] {
-                let placed = place(&head(wall_ms, u64::MAX >> 1), NOW, zero_ms, true, CEILING);
-                placed.time(wall_ms);
+                for trusted in [true, false] {
+                    let placed = place(&head(wall_ms, u64::MAX >> 1), NOW, zero_ms, trusted, CEILING);
+                    placed.time(wall_ms);
+                    assert!(i32::try_from(placed.day).is_ok(), "{placed:?}");
+                }
             }
         }
     }

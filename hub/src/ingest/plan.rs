@@ -209,10 +209,10 @@ pub fn numbers(arrivals: &[Arrival]) -> Vec<(SpoolKey, u64)> {
     arrivals.iter().filter_map(Arrival::whole).map(|whole| (whole.key(), whole.envelope.header().seq)).collect()
 }
 
-/// Whether there is a picture in it.
-pub fn has_picture(whole: &Whole) -> bool {
-    let Ok(batch) = &whole.opened else { return false };
-    batch.records.iter().any(|record| matches!(record.kind, Kind::Screenshot(_)))
+/// Whether a row of it will name an object: a picture is among the records that are kept.
+pub fn names_object(whole: &Whole, outcome: &Outcome) -> bool {
+    let (Ok(batch), Keep::Rows { records, .. }) = (&whole.opened, &outcome.keep) else { return false };
+    records.iter().any(|kept| matches!(batch.records[kept.idx].kind, Kind::Screenshot(_)))
 }
 
 /// Decides about a POST's envelopes in their order.

@@ -16,7 +16,7 @@ use sqlx::{
     postgres::PgConnectOptions,
 };
 
-use super::{StoreError, WAIT};
+use super::{StoreError, WAIT, reserve::Reserve};
 
 /// Cache for the pages of recent days, in KiB, per connection.
 const CACHE_KIB: u32 = 64 * 1024;
@@ -102,6 +102,15 @@ impl Engine {
         }
     }
 
+    /// Copies the write-ahead log into the database, where there is one, so that it is written from its begin again: the room that it has on
+    /// the disk is enough then.
+    pub fn cut_log(self) -> Option<&'static str> {
+        match self {
+            Engine::Sqlite => Some("PRAGMA wal_checkpoint(RESTART)"),
+            Engine::Postgres => None,
+        }
+    }
+
     /// Counts the tables of this name.
     pub fn count_tables(self) -> &'static str {
         match self {
@@ -163,6 +172,14 @@ impl Address {
         match self {
             Address::File(file) => file.display().to_string(),
             Address::Server { shown, .. } => shown.clone(),
+        }
+    }
+
+    /// What is kept free for deletion: a server sees to its own disk.
+    pub fn reserve(&self) -> Option<Reserve> {
+        match self {
+            Address::File(file) => Some(Reserve::beside(file)),
+            Address::Server { .. } => None,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Async: the hub's epoch, and every version of the policy that it gave out.
+//! Async: the database's id, the hub's epoch, and every version of the policy that it gave out.
 
 use muster_mesh::{ids::Version, policy::Policy};
 use sqlx::{AnyConnection, Row};
@@ -6,6 +6,8 @@ use sqlx::{AnyConnection, Row};
 use super::{Store, StoreError};
 
 const EPOCH: &str = "epoch";
+/// Drawn by the first migration.
+const ID: &str = "id";
 
 /// A policy with its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +17,11 @@ pub struct StoredPolicy {
 }
 
 impl Store {
+    /// The database's own number, the same in all its backups: the object store's mark says it.
+    pub async fn id(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query("SELECT value FROM settings WHERE name = $1").bind(ID).fetch_one(&self.readers).await?.try_get(0)?)
+    }
+
     /// The hub's epoch; 1 until it was restored or rolled back.
     pub async fn epoch(&self) -> Result<u32, StoreError> {
         let row = sqlx::query("SELECT value FROM settings WHERE name = $1").bind(EPOCH).fetch_optional(&self.readers).await?;

@@ -407,6 +407,22 @@ impl Store {
         Ok(rows)
     }
 
+    /// The first measurement of each of these boots, as far as there is one.
+    pub async fn boots(&self, boots: &[(DeviceId, BootId)]) -> Result<HashMap<(DeviceId, BootId), i64>, StoreError> {
+        let mut connection = self.readers.acquire().await?;
+        let wanted: Vec<_> = boots.iter().map(|(device, boot)| vec![blob(&device.0), blob(&boot.0)]).collect();
+        let select = "SELECT d.device, b.boot, b.zero_ms FROM devices d JOIN boots b ON b.device_id = d.id WHERE (d.device, b.boot) IN (";
+        let shapes = [Shape::Blob, Shape::Blob, Shape::Int];
+        let mut measured = HashMap::new();
+        for found in bulk::select(&mut connection, self.engine, select, &wanted, ")", &shapes).await? {
+            let [Value::Blob(Some(device)), Value::Blob(Some(boot)), Value::Int(Some(zero_ms))] = &found[..] else { continue };
+            if let (Ok(device), Ok(boot)) = (device.as_slice().try_into(), boot.as_slice().try_into()) {
+                measured.insert((DeviceId(device), BootId(boot)), *zero_ms);
+            }
+        }
+        Ok(measured)
+    }
+
     /// The last committed POST number of each of a relay's queues, without a transaction of its own.
     pub async fn post_numbers(&self, relay: &str, instances: &[InstanceId]) -> Result<HashMap<InstanceId, u64>, StoreError> {
         let mut numbers = HashMap::new();

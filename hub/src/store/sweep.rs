@@ -46,16 +46,9 @@ const RECORD_KEY: [&str; 4] = ["day", "spool_id", "seq", "idx"];
 impl Store {
     /// Deletes what is older than its retention at `now_ms`, at most `rows_max` rows in one transaction.
     pub async fn sweep(&self, now_ms: i64, retention: Retention, rows_max: i64) -> Result<Swept, StoreError> {
-        let sweep = Sweep { store: self, now_ms, retention, rows_max };
-        let mut swept = Swept::default();
-        for table in Table::ALL {
-            swept.records += sweep.records(table).await?;
-        }
-        swept.titles = sweep.titles().await?;
-        swept.batches = sweep.batches().await?;
-        swept.holds = sweep.holds().await?;
-        swept.lines = sweep.received("dropped", &["spool_id", "seq"]).await?;
-        Ok(swept)
+        let swept = Sweep { store: self, now_ms, retention, rows_max }.everything().await;
+        self.keep_reserve().await;
+        swept
     }
 
     /// Objects whose rows are gone, in their order, from behind `after` on.
@@ -150,11 +143,44 @@ struct Old<'a> {
 }
 
 impl Sweep<'_> {
+    async fn everything(&self) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        for table in Table::ALL {
+            swept.records += self.records(table).await?;
+        }
+        swept.titles = self.titles().await?;
+        swept.batches = self.batches().await?;
+        swept.holds = self.holds().await?;
+        swept.lines = self.received("dropped", &["spool_id", "seq"]).await?;
+        Ok(swept)
+    }
+
     async fn records(&self, table: Table) -> Result<u64, StoreError> {
         let days = self.retention.days_of(table);
         let old = Old { table: table.name(), key: &RECORD_KEY, which: "WHERE r.day < $1", binds: &[self.first_kept(days)], days };
         let future = Old { which: FUTURE, binds: &[self.tomorrow(), self.received_ms(days)], ..old };
-        Ok(self.delete(&old).await? + self.delete(&future).await?)
+        Ok(self.days(&old).await? + self.delete(&future).await?)
+    }
+
+    /// The oldest rows of a kind's table, piece by piece in the order of its key. Each piece is all up to its last row: so no row has to be
+    /// found by its key, which not every table has.
+    async fn days(&self, old: &Old<'_>) -> Result<u64, StoreError> {
+        let key = RECORD_KEY.join(", ");
+        let before = format!("day < {}", self.first_kept(old.days));
+        // The bounds are a part of the text: PostgreSQL plans by them.
+        let last = format!("SELECT {key} FROM {} WHERE {before} ORDER BY {key} LIMIT 1 OFFSET {}", old.table, self.rows_max - 1);
+        let mut deleted = 0;
+        while self.is_there(old).await? {
+            let piece = match sqlx::query(sqlx::AssertSqlSafe(last.clone())).fetch_optional(&self.store.readers).await? {
+                Some(row) => {
+                    let [day, spool_id, seq, idx]: [i64; 4] = [row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?];
+                    format!("day <= {day} AND ({key}) <= ({day}, {spool_id}, {seq}, {idx})")
+                }
+                None => before.clone(),
+            };
+            deleted += self.delete_by(old, format!("DELETE FROM {} WHERE {piece}", old.table), &[]).await?;
+        }
+        Ok(deleted)
     }
 
     async fn batches(&self) -> Result<u64, StoreError> {
@@ -207,13 +233,30 @@ impl Sweep<'_> {
         let of_row = old.key.iter().map(|column| format!("r.{column}")).collect::<Vec<_>>().join(", ");
         // The bound is a part of the text: PostgreSQL plans by it.
         let oldest = format!("SELECT {of_row} FROM {} r {} ORDER BY {of_row} LIMIT {}", old.table, old.which, self.rows_max);
-        let delete = format!("DELETE FROM {} WHERE ({key}) IN ({oldest})", old.table);
-        let mut writing = self.store.write().await?;
+        self.delete_by(old, format!("DELETE FROM {} WHERE ({key}) IN ({oldest})", old.table), old.binds).await
+    }
+
+    /// One piece, on a full disk in the room of the reserve.
+    async fn delete_by(&self, old: &Old<'_>, delete: String, binds: &[i64]) -> Result<u64, StoreError> {
+        match self.delete_once(old, delete.clone(), binds).await {
+            Err(StoreError::Full) => {
+                self.store.make_way().await;
+                self.delete_once(old, delete, binds).await
+            }
+            done => done,
+        }
+    }
+
+    /// In a transaction of its own, with its report.
+    async fn delete_once(&self, old: &Old<'_>, delete: String, binds: &[i64]) -> Result<u64, StoreError> {
+        let mut writing = self.store.write_to_delete().await?;
         writing.take_turn(self.now_ms).await?;
         let deleted = if old.table == Table::Screenshot.name() {
-            writing.delete_pictures(&delete, old.binds, self.now_ms).await?
+            writing.delete_pictures(&delete, binds, self.now_ms).await?
         } else {
-            let query = old.binds.iter().fold(sqlx::query(sqlx::AssertSqlSafe(delete)), |query, number| query.bind(*number));
+            // A text that never comes again isn't kept prepared.
+            let query = sqlx::query(sqlx::AssertSqlSafe(delete)).persistent(!binds.is_empty());
+            let query = binds.iter().fold(query, |query, number| query.bind(*number));
             query.execute(&mut *writing.transaction).await?.rows_affected()
         };
         writing.report(self.now_ms, old.table, old.days, deleted, 0).await?;
@@ -262,7 +305,7 @@ impl Sweep<'_> {
             ") UPDATE focus SET title = NULL, title_key = {TITLE_EXPIRED} FROM v \
              WHERE focus.day = v.day AND focus.spool_id = v.spool_id AND focus.seq = v.seq AND focus.idx = v.idx"
         );
-        let mut writing = self.store.write().await?;
+        let mut writing = self.store.write_to_delete().await?;
         writing.take_turn(self.now_ms).await?;
         let taken = writing.put("WITH v (day, spool_id, seq, idx) AS (", keys, &update).await?;
         writing.report(self.now_ms, TITLE, self.retention.titles_days(), taken, 0).await?;

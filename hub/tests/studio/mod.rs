@@ -24,7 +24,8 @@ use muster_mesh::{
     batch::{Batch, Envelope},
     clock::{Clock, SystemClock},
     ids::{Lane, SpoolId},
-    message::{Answer, Taken},
+    link::hub_ranges::SpoolRow,
+    message::{Answer, Reason, Taken, Verdict},
     record::{Area, Kind, PictureFormat, Record, Screenshot, Why},
 };
 use object_store::{
@@ -90,6 +91,31 @@ impl Studio {
     pub async fn sweep(&self, later_ms: i64) -> u64 {
         let hub = &self.world.hub;
         strays::sweep(&hub.store, &hub.objects, real_ms() + later_ms, Reach::Everything).await.unwrap()
+    }
+
+    /// Where a picture lies.
+    pub async fn object_of(&self, seq: u64) -> String {
+        let kept = self.world.hub.store.kept_numbers(device(1), pictures_spool(), seq, seq).await.unwrap();
+        kept[0].objects[0].clone()
+    }
+
+    /// As if the numbers behind this one had never come: what a backup from before has.
+    pub async fn go_back_to(&mut self, seq: u64) {
+        let mut row = SpoolRow::default();
+        (1..=seq).for_each(|seq| row.take(seq, [0; 8], Verdict::Stored, Reason::None, NOW));
+        // They stand in a table of their own.
+        row.take_digests();
+        let hex: String = row.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let numbers = if self.world.is_on_postgres() { format!("'\\x{hex}'") } else { format!("X'{hex}'") };
+        for table in ["screenshot", "batches", "digests"] {
+            self.world.meddle(&format!("DELETE FROM {table} WHERE seq > {seq}")).await;
+        }
+        self.world.meddle(&format!("UPDATE spools SET numbers = {numbers} WHERE lane = 1")).await;
+    }
+
+    /// What a sweep of everything takes in so many days.
+    pub async fn sweep_in_days(&self, days: i64) -> u64 {
+        self.sweep(days * DAY_MS).await
     }
 
     pub async fn rows_without_objects(&self) -> usize {
@@ -216,10 +242,11 @@ impl Faulty {
         self.puts.load(Ordering::SeqCst)
     }
 
-    /// Objects that are there.
+    /// Objects that are there, besides the mark.
     pub fn len(&self) -> usize {
         let listing = self.inner.list(None).collect::<Vec<_>>();
-        futures_util::FutureExt::now_or_never(listing).unwrap().len()
+        let found = futures_util::FutureExt::now_or_never(listing).unwrap();
+        found.into_iter().filter(|found| !is_mark(&found.as_ref().unwrap().location)).count()
     }
 
     /// Until so many puts have been asked for.
@@ -246,6 +273,11 @@ impl Faulty {
     }
 }
 
+/// Faults are about pictures.
+fn is_mark(location: &Path) -> bool {
+    location.as_ref() == "muster-store"
+}
+
 impl fmt::Display for Faulty {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a store that fails on demand")
@@ -255,6 +287,10 @@ impl fmt::Display for Faulty {
 #[async_trait::async_trait]
 impl ObjectStore for Faulty {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        if is_mark(location) {
+            self.up()?;
+            return self.inner.put_opts(location, payload, opts).await;
+        }
         self.asked.fetch_add(1, Ordering::SeqCst);
         self.asked_now.notify_waiters();
         match self.fault() {

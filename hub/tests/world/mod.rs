@@ -225,6 +225,13 @@ async fn open(url: &str, folder: &std::path::Path, clock: &ManualClock, test_mod
     Arc::new(Hub::new(store, Arc::new(objects), Arc::new(clock.clone()), Arc::new(policies), tokens, test_mode))
 }
 
+/// A policy that keeps some kinds for another time.
+pub async fn set_retention(world: &World, kinds: &str) {
+    let policy = format!("{}\n[retention]\n{kinds}\n", include_str!("../policy.toml"));
+    std::fs::write(world.folder.path().join("policy.toml"), policy).unwrap();
+    world.hub.policies.look(NOW).await.unwrap();
+}
+
 pub fn instance(relay: &str, lane: Lane) -> InstanceId {
     let mut id = [lane.as_u8(); 16];
     id.iter_mut().zip(relay.bytes().rev()).for_each(|(id, byte)| *id ^= byte);

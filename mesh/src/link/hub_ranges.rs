@@ -105,6 +105,13 @@ impl SpoolRow {
         self.arrived_ms = now_ms;
     }
 
+    /// What was stored under this number is gone: it counts as never arrived, so that whoever still has it sends it again.
+    pub fn forget(&mut self, seq: u64) {
+        self.stored.remove(seq);
+        self.digests.remove(&seq);
+        self.shown.remove(&seq);
+    }
+
     /// Other content came under a stored number: the agent that asks may see it.
     pub fn show(&mut self, seq: u64, verdict: Verdict, reason: Reason) {
         self.shown.insert(seq, (verdict, reason));
@@ -288,6 +295,15 @@ mod tests {
         row.take(1, [1; 8], Verdict::Stored, Reason::None, 0);
         assert_eq!(row.judge(1, [1; 8]), Judgement::Repeat);
         assert_eq!(row.judge(1, [2; 8]), Judgement::OtherContent);
+    }
+
+    #[test]
+    fn a_forgotten_number_is_missing_and_comes_again_as_new() {
+        let mut row = SpoolRow::default();
+        (1..=3).for_each(|seq| row.take(seq, [seq as u8; 8], Verdict::Stored, Reason::None, 0));
+        row.forget(2);
+        assert_eq!((row.stored().to_string(), row.missing().announced), ("1, 3".into(), Ranges::of(2, 2)));
+        assert_eq!((row.judge(2, [9; 8]), row.ack(1).stored), (Judgement::New, vec![(1, 1), (3, 3)]));
     }
 
     #[test]
