@@ -1,14 +1,8 @@
 //! Async: disks that run full under a relay and under the hub: what can't be kept stays where it came from, what can go goes, and all of it
 //! goes on by itself when there is room again. Small file systems in memory play the disks.
 
-use std::{
-    fs::{self, File},
-    io::{ErrorKind, Write},
-    path::{Path, PathBuf},
-    process::Command,
-};
-
 use muster_start::{
+    engines::Engines,
     http,
     mesh::{Mesh, Node},
 };
@@ -16,61 +10,13 @@ use serde_json::json;
 
 use crate::{
     backup::is_on_a_server,
-    swarm::{BUSY, Swarm, folder, mesh},
+    small_disk::SmallDisk,
+    swarm::{BUSY, Swarm, folder, mesh, mesh_on},
+    sweeps::{FILLED, RETENTION_DAYS, one, sql, today},
 };
 
 const SITE: &str = "oslo";
 const AGENTS: usize = 8;
-
-/// A file system of its own that is mounted over a folder. Dropped, it is taken away.
-pub struct SmallDisk {
-    folder: PathBuf,
-}
-
-impl SmallDisk {
-    /// None where this user may not mount.
-    pub fn mount(folder: &Path, mebibytes: u32) -> Option<SmallDisk> {
-        fs::create_dir_all(folder).unwrap();
-        let size = format!("size={mebibytes}m,mode=0700");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "muster-test"]).arg(folder).output().unwrap();
-        if !mounted.status.success() {
-            println!("skipped: this user may not mount a small disk: {}", String::from_utf8_lossy(&mounted.stderr).trim());
-            return None;
-        }
-        Some(SmallDisk { folder: folder.to_owned() })
-    }
-
-    /// Takes all the room that is left.
-    pub fn fill(&self) {
-        let mut file = File::create(self.filler()).unwrap();
-        for size in [1 << 16, 1 << 12] {
-            let piece = vec![1; size];
-            loop {
-                match file.write_all(&piece) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        }
-    }
-
-    /// Gives back what was taken.
-    pub fn clear(&self) {
-        fs::remove_file(self.filler()).unwrap();
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.folder.join("somebody-elses")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Programs that were just killed may hold it for a moment longer: it goes when they have gone.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
-    }
-}
 
 fn relay() -> Node {
     Node::Relay(SITE.into())
@@ -79,6 +25,19 @@ fn relay() -> Node {
 async fn lane_of_the_relay(mesh: &Mesh) -> serde_json::Value {
     let status = mesh.ask(&relay(), &json!({ "verb": "status" })).await.unwrap();
     status["lanes"][0].clone()
+}
+
+/// What was on its way arrives, and what lay in a log already may still fit; then no more is acked, while more is made. Returns how much was.
+async fn until_nothing_is_said(swarm: &mut Swarm, who: &str, acks: impl Fn(&Swarm) -> usize) -> usize {
+    const ROUNDS: usize = 30;
+    for _ in 0..ROUNDS {
+        let (said, unacked) = (acks(swarm), swarm.unacked());
+        swarm.until("the agents keep what they make", |swarm| swarm.unacked() > unacked + 100).await;
+        if acks(swarm) == said {
+            return said;
+        }
+    }
+    panic!("{who} goes on acking, and its disk is full");
 }
 
 #[tokio::test]
@@ -95,9 +54,8 @@ async fn a_relay_whose_disk_is_full_refuses_hands_on_what_it_has_and_goes_on_by_
     disk.fill();
     mesh.until(&relay(), "it refuses", async |mesh| lane_of_the_relay(mesh).await["full"] == true).await.unwrap();
     mesh.until(&relay(), "it has handed on what it has", async |mesh| lane_of_the_relay(mesh).await["waiting"] == 0).await.unwrap();
-    let before = swarm.in_branch();
-    swarm.until("the agents keep what they make", |swarm| swarm.unacked() > 100).await;
-    assert_eq!(swarm.in_branch(), before, "nothing is acked that isn't on the disk");
+    let before = until_nothing_is_said(&mut swarm, "the branch", Swarm::in_branch).await;
+    swarm.until("the hub has all that the branch said it has", |swarm| swarm.only_in_branch() == 0).await;
 
     disk.clear();
     swarm.until("agents are read again", |swarm| swarm.in_branch() > before + 50).await;
@@ -122,16 +80,7 @@ async fn a_hub_whose_disk_is_full_takes_nothing_lets_people_in_and_goes_on_by_it
     swarm.until("the hub has something", |swarm| swarm.acked() > 20).await;
 
     disk.fill();
-    let mut acked = swarm.acked();
-    // What lay in its log already may still fit.
-    loop {
-        let before = swarm.in_branch();
-        swarm.until("the branch has more", |swarm| swarm.in_branch() > before + 100).await;
-        if swarm.acked() == acked {
-            break;
-        }
-        acked = swarm.acked();
-    }
+    let acked = until_nothing_is_said(&mut swarm, "the hub", Swarm::acked).await;
     let hub = mesh.hub().unwrap();
     let web = hub.address().trim_start_matches("http://").parse().unwrap();
     let login = json!({ "name": hub.name(), "password": hub.password() }).to_string();
@@ -143,4 +92,44 @@ async fn a_hub_whose_disk_is_full_takes_nothing_lets_people_in_and_goes_on_by_it
     swarm.drain(&mesh, &[SITE]).await;
     let report = swarm.check(&mesh).await;
     assert!(report.is_sound() && report.held == 0 && report.excused == 0, "{report}");
+}
+
+#[tokio::test]
+async fn a_database_without_room_for_a_page_still_lets_go_of_what_is_old_and_then_takes_again() {
+    let folder = folder();
+    let place = folder.path().join("database");
+    let Some(disk) = SmallDisk::mount(&place, 32) else { return };
+    let store = Some(format!("sqlite://{}/muster.db", place.display()));
+    let mut mesh = mesh_on(folder.path(), &[SITE], Engines { store, objects: None });
+    mesh.start_hub().await.unwrap();
+    mesh.start_relay(SITE).await.unwrap();
+    keep_old_rows(&mesh).await;
+    let mut swarm = Swarm::new(&mesh, SITE, AGENTS);
+    swarm.start(&mesh, &[SITE], BUSY);
+    swarm.until("the hub has something", |swarm| swarm.acked() > 20).await;
+
+    disk.fill();
+    let acked = until_nothing_is_said(&mut swarm, "the hub", Swarm::acked).await;
+    mesh.kill(&Node::Hub);
+    // Whatever its end gave back is somebody else's, too.
+    disk.fill();
+    // It sweeps when it starts, as once a day.
+    mesh.start_hub().await.unwrap();
+    let old = format!("SELECT COUNT(*) FROM heartbeat WHERE spool_id = {FILLED}");
+    mesh.until(&Node::Hub, "what was kept too long is gone", async |mesh| one(mesh, &old).await == 0).await.unwrap();
+    swarm.until("in its place the hub takes again", |swarm| swarm.acked() > acked + 50).await;
+
+    disk.clear();
+    swarm.drain(&mesh, &[SITE]).await;
+    let report = swarm.check(&mesh).await;
+    assert!(report.is_sound() && report.held == 0 && report.excused == 0, "{report}");
+}
+
+/// Some megabytes that are too old by a day at least.
+async fn keep_old_rows(mesh: &Mesh) {
+    const ROWS: i64 = 50_000;
+    let day = today() - RETENTION_DAYS - 2;
+    let columns = "day, spool_id, seq, idx, at, state, version_id";
+    let each = format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})");
+    sql(mesh, &format!("INSERT INTO heartbeat ({columns}) {each} SELECT {day}, {FILLED}, i, 0, {day} * 86400000, 1, 1 FROM n")).await;
 }

@@ -3,12 +3,16 @@
 
 mod backup;
 mod canary;
+mod desk;
 mod engines;
 mod faults;
 mod full_disks;
 mod kills;
+mod line;
 mod mistakes;
+mod object_store;
 mod pictures;
 mod quickstart;
+mod small_disk;
 mod swarm;
 mod sweeps;

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{RefCell, RefMut},
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -11,8 +11,9 @@ use std::{
 };
 
 use muster_certs::files;
-use muster_mesh::ids::{DeviceId, SpoolId};
+use muster_mesh::ids::{DeviceId, Lane, SpoolId};
 use muster_start::{
+    engines::Engines,
     mesh::{Mesh, Node, Setup},
     process::Process,
 };
@@ -37,20 +38,23 @@ pub fn folder() -> tempfile::TempDir {
 
 /// A mesh in test mode that syncs each second, with guests between all its sites.
 pub fn mesh(folder: &Path, sites: &[&str]) -> Mesh {
+    let servers = engines::of_this_run();
+    let mut mesh = mesh_on(folder, sites, servers.as_ref().map(Own::engines).unwrap_or_default());
+    let environment = servers.iter().flat_map(Own::environment);
+    environment.for_each(|(name, value)| mesh.set(&Node::Hub, name, &value));
+    // The mesh outlives this call, and so must its database.
+    std::mem::forget(servers);
+    mesh
+}
+
+/// The same whose rows and pictures lie elsewhere.
+pub fn mesh_on(folder: &Path, sites: &[&str], engines: Engines) -> Mesh {
     let others = |site: &str| sites.iter().filter(|other| **other != site).map(|other| (*other).to_owned()).collect();
     let guests = sites.iter().map(|site| ((*site).to_owned(), others(site))).collect();
-    let servers = engines::of_this_run();
-    let engines = servers.as_ref().map(Own::engines).unwrap_or_default();
     // A real agent beside a swarm has no desktop: each picture that it can't take would be a gap, and these tests count gaps.
     let policy = POLICY.replace("interval_s = 15 ", "interval_s = 0 ");
     let setup = Setup { policy, test_mode: true, interval_s: 1, web_port: None, guests, engines };
-    let mut mesh = Mesh::open(&folder.join("q"), setup).expect("a mesh");
-    if let Some(servers) = servers {
-        servers.environment().into_iter().for_each(|(name, value)| mesh.set(&Node::Hub, name, &value));
-        // The mesh outlives this call, and so must its database.
-        std::mem::forget(servers);
-    }
-    mesh
+    Mesh::open(&folder.join("q"), setup).expect("a mesh")
 }
 
 /// One of the built programs.
@@ -71,8 +75,10 @@ pub struct Swarm {
 #[derive(Default)]
 struct Seen {
     bytes: u64,
-    made: BTreeSet<(DeviceId, SpoolId, u64)>,
+    made: BTreeMap<(DeviceId, SpoolId, u64), Lane>,
     acked: BTreeSet<(DeviceId, SpoolId, u64)>,
+    branch: BTreeSet<(DeviceId, SpoolId, u64)>,
+    /// With those that were said again.
     in_branch: usize,
 }
 
@@ -86,9 +92,12 @@ impl Seen {
         self.bytes += whole as u64;
         for line in text[..whole].split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
             match line {
-                Line::Made { device, spool, seq, .. } => drop(self.made.insert((device, spool, seq))),
+                Line::Made { device, spool, seq, lane, .. } => drop(self.made.insert((device, spool, seq), lane)),
                 Line::Hub { device, spool, seq, .. } => drop(self.acked.insert((device, spool, seq))),
-                Line::Relay { .. } => self.in_branch += 1,
+                Line::Relay { device, spool, seq, .. } => {
+                    self.in_branch += 1;
+                    self.branch.insert((device, spool, seq));
+                }
             }
         }
     }
@@ -106,7 +115,7 @@ pub struct Life {
 /// Days that pass so fast that there is always something on its way.
 pub const BUSY: Life = Life { days: 1_000, speed: 400, drain_s: 0, pictures_a_day: 40 };
 /// Makes nothing, and waits for what is on its way.
-pub const DRAINING: Life = Life { days: 0, speed: 1, drain_s: 100, pictures_a_day: 0 };
+pub const DRAINING: Life = Life { days: 0, speed: 1, drain_s: 600, pictures_a_day: 0 };
 
 impl Swarm {
     /// Issues the agents' certificates.
@@ -162,16 +171,19 @@ impl Swarm {
         }
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it has ended by itself, for as long as the hub acks something now and then.
     pub async fn finish(&mut self) {
         let mut process = self.running.take().expect("the swarm runs");
-        let deadline = Instant::now() + PATIENCE;
+        let (mut acked, mut deadline) = (self.acked(), Instant::now() + PATIENCE);
         loop {
             if let Some(status) = process.ended() {
                 assert!(status.success(), "the swarm ended badly: {}", fs::read_to_string(process.log()).unwrap_or_default());
                 return;
             }
-            assert!(Instant::now() < deadline, "the swarm doesn't end");
+            if self.acked() > acked {
+                (acked, deadline) = (self.acked(), Instant::now() + PATIENCE);
+            }
+            assert!(Instant::now() < deadline, "the swarm doesn't end: {} unacked, {} in the branch", self.unacked(), self.in_branch());
             sleep(LOOK_EVERY).await;
         }
     }
@@ -190,12 +202,25 @@ impl Swarm {
     /// Batches that were made, and of which the hub has said nothing.
     pub fn unacked(&self) -> usize {
         let seen = self.seen();
-        seen.made.difference(&seen.acked).count()
+        seen.made.keys().filter(|number| !seen.acked.contains(*number)).count()
+    }
+
+    /// Of one lane: batches that were made, and how many of these the hub has acked.
+    pub fn of_lane(&self, lane: Lane) -> (usize, usize) {
+        let seen = self.seen();
+        let of_lane = seen.made.iter().filter(|(_, of)| **of == lane);
+        of_lane.fold((0, 0), |(made, acked), (number, _)| (made + 1, acked + usize::from(seen.acked.contains(number))))
     }
 
     /// Batches that a relay has said it has.
     pub fn in_branch(&self) -> usize {
         self.seen().in_branch
+    }
+
+    /// Of these, those of which the hub has said nothing.
+    pub fn only_in_branch(&self) -> usize {
+        let seen = self.seen();
+        seen.branch.difference(&seen.acked).count()
     }
 
     pub fn acked(&self) -> usize {
@@ -234,9 +259,14 @@ impl Swarm {
     }
 }
 
-/// Where a site's relay takes agents, as its configuration says.
+/// Where a site's relay takes agents.
 fn relay_address(mesh: &Mesh, site: &str) -> String {
-    let text = fs::read_to_string(mesh.folder_of(&Node::Relay(site.to_owned())).join("relay.toml")).expect("the relay was started once");
-    let config: toml::Table = text.parse().expect("the relay's configuration");
-    config["agents"]["listen"].as_str().expect("an address").to_owned()
+    configured(mesh, &Node::Relay(site.to_owned()), "agents", "listen")
+}
+
+/// What the configuration of a node that was started once says.
+pub fn configured(mesh: &Mesh, node: &Node, table: &str, key: &str) -> String {
+    let text = fs::read_to_string(mesh.config(node)).expect("it was started once");
+    let config: toml::Table = text.parse().expect("its configuration");
+    config[table][key].as_str().expect("a text").to_owned()
 }

@@ -23,10 +23,10 @@ const KILLS: usize = 3;
 /// Rows of each table; every second one's time is up.
 const ROWS: i64 = 10_000;
 /// Numbers of their device and spool, beyond those that the hub gives.
-const FILLED: i64 = 1_000_000;
+pub const FILLED: i64 = 1_000_000;
 const TABLES: [&str; 9] = ["heartbeat", "activity", "focus", "screenshot", "session", "network", "capability", "gap", "batches"];
 /// As the policy of these tests keeps everything.
-const RETENTION_DAYS: i64 = 45;
+pub const RETENTION_DAYS: i64 = 45;
 /// Less than this is nothing to be killed in the midst of.
 const PIECE: i64 = 1_000;
 
@@ -82,7 +82,7 @@ async fn fill(mesh: &Mesh, objects: &Objects) {
         if server { format!("'\\x{hex}'") } else { format!("X'{hex}'") }
     };
     let (id, numbers) = (blob(&[1; 16]), blob(&SpoolRow::default().to_bytes()));
-    let today = SystemClock::new().now().wall_ms.div_euclid(86_400_000);
+    let today = today();
     let day = format!("(CASE WHEN i % 2 = 1 THEN {today} - {RETENTION_DAYS} - 2 ELSE {today} - 1 END)");
     let at = format!("{day} * CAST(86400000 AS BIGINT)");
     let key = format!("{day}, {FILLED}, i, 0, {at}");
@@ -132,14 +132,24 @@ async fn deleted(mesh: &Mesh) -> i64 {
     ROWS * TABLES.len() as i64 - one(mesh, &format!("SELECT {}", counts.join(" + "))).await
 }
 
-async fn one(mesh: &Mesh, select: &str) -> i64 {
+pub fn today() -> i64 {
+    SystemClock::new().now().wall_ms.div_euclid(86_400_000)
+}
+
+pub async fn one(mesh: &Mesh, select: &str) -> i64 {
     let mut database = connected(mesh).await;
     let number = sqlx::query(AssertSqlSafe(select.to_owned())).fetch_one(&mut database).await.unwrap().try_get(0).unwrap();
     database.close().await.unwrap();
     number
 }
 
-async fn connected(mesh: &Mesh) -> AnyConnection {
+pub async fn sql(mesh: &Mesh, statement: &str) {
+    let mut database = connected(mesh).await;
+    sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
+}
+
+pub async fn connected(mesh: &Mesh) -> AnyConnection {
     sqlx::any::install_default_drivers();
     AnyConnection::connect(&database_url(mesh.folder())).await.unwrap()
 }

@@ -1,6 +1,7 @@
 //! Blocking: `muster-bench ROW`: each row alternates ours and its yardstick in one run and prints medians of three.
 #![allow(clippy::print_stdout)]
 
+mod desk;
 mod drain;
 mod hop;
 mod ingest;
@@ -22,10 +23,13 @@ fn main() -> anyhow::Result<ExitCode> {
             "crowd" => hop::crowd()?,
             "ingest" => ingest::row("sqlite")?,
             "drain" => drain::row()?,
+            "desk" => desk::row()?,
             "day" => ingest::day_row()?,
             "ingest-postgres" => ingest::row("postgres")?,
             other => {
-                anyhow::bail!("there is no row {other}: queue, hop, hop-once, pictures-once, crowd, ingest, ingest-postgres, drain, day")
+                anyhow::bail!(
+                    "there is no row {other}: queue, hop, hop-once, pictures-once, crowd, ingest, ingest-postgres, drain, day, desk"
+                )
             }
         }
     }

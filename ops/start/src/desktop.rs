@@ -44,13 +44,19 @@ pub struct Hands {
 impl Desktop {
     /// Starts an empty one on a free display number; its log lies in `folder`.
     pub fn start(folder: &Path) -> anyhow::Result<Desktop> {
+        Desktop::start_sized(folder, SCREEN)
+    }
+
+    /// As [`start`](Self::start), with a screen of so many pixels and bits, as in "1280x800x24".
+    pub fn start_sized(folder: &Path, screen: &str) -> anyhow::Result<Desktop> {
         files::create_folder(folder)?;
         let number = folder.join("display");
         // An earlier desktop's number must not be taken for this one's.
         files::write_secret(&number, b"")?;
         // The server itself finds a number that nobody has, and writes it down when it is up; the shell only gives it a file for that.
+        // A server that resets itself when its only client leaves refuses who comes just then.
         let mut command = Command::new("sh");
-        command.args(["-c", "exec Xvfb -displayfd 3 -screen 0 \"$1\" -nolisten tcp 3>\"$2\"", "sh", SCREEN]).arg(&number);
+        command.args(["-c", "exec Xvfb -displayfd 3 -noreset -screen 0 \"$1\" -nolisten tcp 3>\"$2\"", "sh", screen]).arg(&number);
         let mut server = Process::start("Xvfb", &mut command, &folder.join("log"))?;
         let display = format!(":{}", until(&mut server, || number_in(&number))?);
         let mut desktop = Desktop { display, folder: folder.to_owned(), clients: Vec::new(), server };

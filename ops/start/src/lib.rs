@@ -4,10 +4,11 @@
 //! - [`mesh`]: a folder with a CA, a hub, relays and agents; starts, kills, stops and asks them.
 //! - [`engines`]: where its hub keeps rows and pictures.
 //! - [`process`], [`ports`], [`http`], [`hub_api`]: what that needs.
-//! - [`desktop`]: a desktop in memory and the hands that work on it.
+//! - [`desktop`]: a desktop in memory and the hands that work on it; [`buses`]: its message buses, and who plays on them.
 //! - [`summary`], [`ledger`]: the comparison of the stages, and what was compared before.
 //! - [`quickstart`], [`check`], [`terminal`]: the program.
 
+pub mod buses;
 pub mod check;
 pub mod cli;
 pub mod desktop;

@@ -15,7 +15,7 @@ use muster_agent::{
 };
 use muster_mesh::{
     clock::Clock,
-    ids::{DeviceId, SpoolId},
+    ids::{DeviceId, Lane, SpoolId},
     message::{Reason, Verdict},
     ranges::Ranges,
     record::{self, Kind, Record, Screenshot},
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Line {
-    Made { device: DeviceId, spool: SpoolId, seq: u64, records: u32, sha256: String, at_ms: i64 },
+    Made { device: DeviceId, spool: SpoolId, seq: u64, lane: Lane, records: u32, sha256: String, at_ms: i64 },
     Relay { device: DeviceId, spool: SpoolId, seq: u64, relay: String, at_ms: i64 },
     Hub { device: DeviceId, spool: SpoolId, seq: u64, verdict: String, at_ms: i64 },
 }
@@ -77,7 +77,8 @@ impl Journal for AgentJournal {
         let line = |sealed: &Sealed| {
             let header = sealed.envelope.header();
             let sha256 = digest(&sealed.records);
-            Line::Made { device: header.device, spool: header.spool, seq: header.seq, records: header.records, sha256, at_ms }
+            let (device, spool, seq, lane) = (header.device, header.spool, header.seq, sealed.lane);
+            Line::Made { device, spool, seq, lane, records: header.records, sha256, at_ms }
         };
         self.file.write(&sealed.iter().map(line).collect::<Vec<_>>(), true);
     }
