@@ -507,6 +507,29 @@ fn use_trees_and_texts_are_read_as_rust_reads_them() {
     assert_eq!(hosts(text).collect::<BTreeSet<_>>(), BTreeSet::from(["index.invalid", "docs.rs", "[::1]"]));
 }
 
+// --- what was released ---
+
+/// What version 0.1.0 has put on disks and lines, with the CRC-32C of each file. A change comes as a new migration, a new kind of message or a
+/// new version of the envelope, never here.
+#[rustfmt::skip]
+const RELEASED: [(&str, u32); 7] = [
+    ("tests/golden/batch.hex", 0xd5d898a6),
+    ("tests/golden/compressed.hex", 0x6d7339b4),
+    ("tests/golden/envelope.hex", 0xf718ea2a),
+    ("tests/golden/messages.hex", 0x02c4ed7e),
+    ("tests/golden/records.hex", 0x8d758b10),
+    ("hub/migrations/postgres/0001_first.sql", 0x2a9dabac),
+    ("hub/migrations/sqlite/0001_first.sql", 0x8925dd5f),
+];
+
+#[test]
+fn what_was_released_does_not_change() {
+    for (file, crc) in RELEASED {
+        let found = crc32c::crc32c(read(Path::new(file)).as_bytes());
+        assert_eq!(found, crc, "{file} was released with CRC-32C {crc:#010x}, and now has {found:#010x}");
+    }
+}
+
 // --- the tree ---
 
 fn root() -> PathBuf {
