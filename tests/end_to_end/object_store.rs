@@ -24,7 +24,7 @@ use muster_start::{
     engines::Engines,
     mesh::{Mesh, Node, database_url},
 };
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::{AnyConnection, AssertSqlSafe, Connection, Row};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -257,12 +257,53 @@ async fn keep_old_pictures(mesh: &Mesh) {
 
 /// Pictures on their way at each kill.
 const WAITING_MIN: usize = 2;
-/// A kill comes at any moment of this after there are as many.
+/// A kill at random comes at any moment of this after there are as many.
 const MOMENT: Duration = Duration::from_millis(2_500);
-/// The hub's answers take so long to the relay: the time between a row and its ack is one at which a kill may come.
+/// The hub's answers take so long to the relay: the time between a row and its ack is long enough to be seen.
 const LATE: Duration = Duration::from_millis(400);
-/// Chance has never needed as many to hit both times.
+/// Each window is aimed at by every third of them; as many are never needed.
 const KILLS_MAX: usize = 60;
+
+/// Whoever holds this keeps the hub from writing rows. Closed or dropped, it lets go.
+async fn rows_held(mesh: &Mesh) -> AnyConnection {
+    let mut database = connected(mesh).await;
+    let lock = if is_on_a_server(mesh) { "BEGIN; LOCK TABLE batches IN EXCLUSIVE MODE" } else { "BEGIN IMMEDIATE" };
+    // The hub may be writing this very moment.
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = sqlx::raw_sql(lock).execute(&mut database).await {
+        assert!(Instant::now() < deadline, "the rows can't be held: {error}");
+        sleep(LOOK_EVERY).await;
+    }
+    database
+}
+
+/// Waits for the moment at which the hub is killed: at random, while an object has no row yet, or while a row wasn't acked yet. What is
+/// returned is kept until after the kill.
+async fn moment(mesh: &Mesh, objects: &Objects, kills: usize) -> Option<AnyConnection> {
+    let deadline = Instant::now() + PATIENCE;
+    let (rows, there) = (objects_of_rows(mesh).await, names(objects).await);
+    match kills % 3 {
+        0 => {
+            sleep(chance::jitter(MOMENT)).await;
+            None
+        }
+        1 => {
+            let held = rows_held(mesh).await;
+            while names(objects).await.difference(&there).count() == 0 {
+                assert!(Instant::now() < deadline, "no picture is put while rows are held");
+                sleep(LOOK_EVERY).await;
+            }
+            Some(held)
+        }
+        _ => {
+            while objects_of_rows(mesh).await.len() == rows.len() {
+                assert!(Instant::now() < deadline, "no picture becomes a row");
+                sleep(LOOK_EVERY).await;
+            }
+            None
+        }
+    }
+}
 
 #[tokio::test]
 async fn kills_between_object_row_and_ack_leave_no_row_without_object_and_objects_without_rows_go() {
@@ -283,10 +324,13 @@ async fn kills_between_object_row_and_ack_leave_no_row_without_object_and_object
     while kills < kills_min || before_the_row == 0 || before_the_ack == 0 {
         assert!(kills < KILLS_MAX, "of {kills} kills {before_the_row} came between object and row, {before_the_ack} between row and ack");
         swarm.until("pictures are on their way", |swarm| waiting(swarm, Lane::Pictures) >= WAITING_MIN).await;
-        sleep(chance::jitter(MOMENT)).await;
+        let held = moment(&mesh, &objects, kills).await;
         // Where the answer of a commit was lost with the hub before this one, the relay has sent the same again.
         before_the_ack += usize::from(metric(&mesh, "muster_hub_repeated_batches_total{lane=\"pictures\"}").await > 0);
         mesh.kill(&Node::Hub);
+        // What it said last is on the line still, and goes with it.
+        line.set(Weather::Late(LATE));
+        drop(held);
         kills += 1;
         let rows = objects_of_rows(&mesh).await;
         let there = names(&objects).await;
