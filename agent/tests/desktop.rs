@@ -55,8 +55,10 @@ async fn a_display_that_dies_is_told_and_is_seen_again_when_it_is_back() {
     desktop.window("Writer", "control letter");
     let agent = Agent::start(desktop.alone(), POLICY).await;
     agent.read_notice().await;
+    // Of window, idle, input, lock, call and battery.
+    let told = 6;
+    agent.until_observed(CAPABILITY, told).await;
     agent.seconds(2).await;
-    let told = agent.observed(CAPABILITY);
     drop(desktop);
     agent.until_observed(CAPABILITY, told + 3).await;
     // Longer than a person may be without input before they are idle.

@@ -1,13 +1,7 @@
 //! Async: somebody's desk, end to end: what the computer around a person says, and a disk that runs full under their agent, as the hub's own
 //! answers tell it. python3-dbusmock plays logind, UPower and the desktop's session on buses of the test's own.
 
-use std::{
-    fs::{self, File},
-    io::{ErrorKind, Write},
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, process::Command, time::Duration};
 
 use jiff::Timestamp;
 use muster_start::{
@@ -16,7 +10,6 @@ use muster_start::{
     mesh::{AgentAt, Mesh},
     summary::InHub,
 };
-use rustix::fs::statvfs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -333,34 +326,6 @@ async fn a_low_battery_pauses_observing_in_the_hubs_day_until_it_is_charged() {
 const DISK_MIB: u32 = 40;
 const LOW_BYTES: u64 = 3 << 20;
 
-/// A file that isn't ours, and grows. Dropped, it is gone.
-struct Others(File, PathBuf);
-
-impl Others {
-    fn on(disk: &Path) -> Others {
-        let path = disk.join("somebody-elses");
-        Others(File::create(&path).unwrap(), path)
-    }
-
-    /// Takes all room of the disk but this much.
-    fn leave(&self, bytes: u64) {
-        let mut file = &self.0;
-        let left = |path: &Path| statvfs(path).map(|disk| disk.f_bavail * disk.f_frsize).unwrap();
-        while left(&self.1) > bytes {
-            match file.write_all(&[1; 4_096]) {
-                Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                written => written.unwrap(),
-            }
-        }
-    }
-}
-
-impl Drop for Others {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.1);
-    }
-}
-
 #[tokio::test]
 async fn on_an_agents_full_disk_pictures_stop_first_and_all_goes_on_by_itself() {
     if !Desk::is_there() {
@@ -369,15 +334,12 @@ async fn on_an_agents_full_disk_pictures_stop_first_and_all_goes_on_by_itself() 
     let mut disk = None;
     let pictures = "[pictures]\ninterval_s = 2\narea = \"all\"\nblur = true\n";
     let mut desk = Desk::start(pictures, |mesh| disk = SmallDisk::mount(&mesh.state(&agent()), DISK_MIB)).await;
-    if disk.is_none() {
-        return;
-    }
+    let Some(disk) = disk else { return };
     let pictures = |in_hub: &InHub| in_hub.kinds.get("screenshot").copied().unwrap_or(0);
     desk.until("pictures are taken", |status| status["journey"]["hub"]["kinds"]["screenshot"].as_u64() >= Some(3)).await;
 
     // It runs low: pictures stop, what is collected besides them arrives.
-    let others = Others::on(&desk.mesh.state(&agent()));
-    others.leave(LOW_BYTES);
+    disk.leave(LOW_BYTES);
     desk.until_in_hub("a picture had no room", |day| day.pictures_without_room() > 0).await;
     let pictures_of = |stage: &Value| stage["kinds"]["screenshot"].as_u64();
     desk.until("those before it came", |status| pictures_of(&status["journey"]["hub"]) == pictures_of(&status["journey"]["made"])).await;
@@ -393,7 +355,7 @@ async fn on_an_agents_full_disk_pictures_stop_first_and_all_goes_on_by_itself() 
     let said = |desk: &Desk, words: &str| fs::read_to_string(desk.mesh.folder_of(&agent()).join("log")).unwrap().contains(words);
     let mut turns = 0;
     while !said(&desk, "the disk is full") {
-        others.leave(0);
+        disk.fill();
         // Each change of state is a batch.
         desk.buses.sleep(true).await.unwrap();
         desk.until_state("asleep").await;
@@ -402,7 +364,7 @@ async fn on_an_agents_full_disk_pictures_stop_first_and_all_goes_on_by_itself() 
         turns += 1;
         assert!(turns < 100, "the disk never was full");
     }
-    drop(others);
+    disk.clear();
     let had = pictures(&desk.in_hub().await);
     desk.until("a picture is kept again", |status| status["journey"]["hub"]["kinds"]["screenshot"].as_u64() > Some(had)).await;
     let day = desk.leave().await;

@@ -70,7 +70,7 @@ fn waiting(swarm: &Swarm, lane: Lane) -> usize {
     made - acked
 }
 
-/// Waits until all telemetry of the day is in the hub. Nobody waits for long where the outage is said to be.
+/// Waits until the telemetry of a whole day is in the hub. Nobody waits for long where the outage is said to be.
 async fn until_telemetry_is_through(swarm: &mut Swarm) {
     let deadline = Instant::now() + PATIENCE + if is_long() { HOUR } else { Duration::ZERO };
     while swarm.of_lane(Lane::Telemetry).0 < DAY_BATCHES || waiting(swarm, Lane::Telemetry) > 0 {
@@ -165,7 +165,6 @@ async fn while_the_bucket_is_away_or_full_telemetry_is_acked_and_pictures_wait()
     mesh.kill(&Node::Hub);
     mesh.start_hub().await.unwrap();
     until_telemetry_is_through(&mut swarm).await;
-    assert_eq!(waiting(&swarm, Lane::Telemetry), 0);
     assert!(waiting(&swarm, Lane::Pictures) > PICTURES, "{:?}", swarm.of_lane(Lane::Pictures));
     assert_eq!(objects_of_rows(&mesh).await.len(), rows, "no picture got through");
 
@@ -183,7 +182,6 @@ async fn a_slow_bucket_slows_pictures_and_nothing_else() {
     let mut swarm = Swarm::new(&mesh, SITE, AGENTS);
     swarm.start(&mesh, &[SITE], one_day());
     until_telemetry_is_through(&mut swarm).await;
-    assert_eq!(waiting(&swarm, Lane::Telemetry), 0);
     assert!(waiting(&swarm, Lane::Pictures) > PICTURES, "{:?}", swarm.of_lane(Lane::Pictures));
     swarm.until("a slow store lets pictures through", |swarm| acked(swarm, Lane::Pictures) > 2).await;
 
@@ -217,7 +215,6 @@ async fn a_full_folder_of_pictures_stops_pictures_only_and_retention_makes_room(
         .unwrap();
     let rows = objects_of_rows(&mesh).await.len();
     until_telemetry_is_through(&mut swarm).await;
-    assert_eq!(waiting(&swarm, Lane::Telemetry), 0);
     assert!(waiting(&swarm, Lane::Pictures) > PICTURES, "{:?}", swarm.of_lane(Lane::Pictures));
     assert_eq!(objects_of_rows(&mesh).await.len(), rows, "no picture got through");
 
@@ -407,8 +404,7 @@ async fn names(objects: &Objects) -> BTreeSet<String> {
         if more.is_empty() {
             return names;
         }
-        // Pictures lie in folders; beside them lies what the hub itself needs there.
-        names.extend(more.into_iter().filter(|name| name.contains('/')));
+        names.extend(more);
     }
 }
 

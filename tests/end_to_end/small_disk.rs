@@ -7,6 +7,8 @@ use std::{
     process::Command,
 };
 
+use rustix::fs::statvfs;
+
 /// A file system of its own that is mounted over a folder. Dropped, it is taken away.
 pub struct SmallDisk {
     folder: PathBuf,
@@ -27,15 +29,17 @@ impl SmallDisk {
 
     /// Takes all the room that is left.
     pub fn fill(&self) {
-        let mut file = File::create(self.filler()).unwrap();
-        for size in [1 << 16, 1 << 12] {
-            let piece = vec![1; size];
-            loop {
-                match file.write_all(&piece) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                    Err(error) => panic!("{error}"),
-                }
+        self.leave(0);
+    }
+
+    /// Takes all but so many bytes of it, and more than before where that isn't so any more.
+    pub fn leave(&self, bytes: u64) {
+        let mut file = File::options().create(true).append(true).open(self.filler()).unwrap();
+        let left = || statvfs(&self.folder).map(|disk| disk.f_bavail * disk.f_frsize).unwrap();
+        while left() > bytes {
+            match file.write_all(&[1; 4_096]) {
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                written => written.unwrap(),
             }
         }
     }

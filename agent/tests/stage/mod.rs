@@ -171,7 +171,8 @@ impl Desktop {
     }
 }
 
-const SCREEN: [&str; 5] = ["-screen", "0", "800x600x24", "-nolisten", "tcp"];
+/// It doesn't begin anew when the last who looked has gone: whoever came at that moment would be sent away.
+const SCREEN: [&str; 6] = ["-noreset", "-screen", "0", "800x600x24", "-nolisten", "tcp"];
 
 // --- buses, and who plays on them ---
 
