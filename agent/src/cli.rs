@@ -16,7 +16,7 @@ use muster_certs::files;
 use muster_mesh::{
     complaint::Complaint,
     config::{self, expand},
-    control, log,
+    control, join, log,
 };
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     answers::{Question, understood},
     config::Config,
+    enrolment,
     run::run,
     shots::album,
 };
@@ -44,6 +45,12 @@ pub struct Cli {
 enum Verb {
     /// Runs until it is stopped.
     Run,
+    /// Joins the mesh, as whom the token says.
+    Enroll {
+        /// The token, or a file that holds it.
+        #[arg(value_name = "TOKEN|FILE")]
+        token: String,
+    },
     /// What it does now, and whether it is connected.
     Status,
     /// What is recorded about you, why, who can see it, how long it is kept. Asks whether you have read it.
@@ -88,11 +95,16 @@ impl Cli {
     /// Does what was asked for.
     pub async fn act(self) -> anyhow::Result<()> {
         let config: Config = config::load("agent", self.config.as_deref())?;
+        config.check()?;
         let state = expand(&config.state);
         match self.verb {
             Verb::Run => {
                 log::init("agent");
                 run(config, until_stopped()?).await
+            }
+            Verb::Enroll { token } => {
+                println!("{}", enrolment::said(&enrolment::enroll(&state, &join::given(&token)?).await?));
+                Ok(())
             }
             Verb::Status => tell(&state, &Question::Status).await,
             Verb::Today { follow: false } => tell(&state, &Question::Today).await,

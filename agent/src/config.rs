@@ -1,9 +1,12 @@
 //! Quiet: the agent's configuration, as typed as it gets. Who the agent is stands in its certificate, never here.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use muster_certs::{Name, Role};
-use muster_mesh::config::Bytes;
+use muster_mesh::{complaint::Complaint, config::Bytes};
 use serde::{Deserialize, Deserializer, de};
 
 /// `agent.toml`.
@@ -13,14 +16,15 @@ pub struct Config {
     /// The folder of everything that is kept.
     #[serde(default = "usual_state")]
     pub state: PathBuf,
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-    pub roots: PathBuf,
+    /// This and the next two together, or none of them: then the computer was enrolled.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub roots: Option<PathBuf>,
     /// Goes on without the notice, if the policy says test mode too.
     #[serde(default)]
     pub test_mode: bool,
-    /// Tried in this order.
-    #[serde(deserialize_with = "some_relays")]
+    /// Tried in this order. None: those that the enrolment named.
+    #[serde(default)]
     pub relays: Vec<Relay>,
     #[serde(default)]
     pub queue: Queue,
@@ -78,9 +82,24 @@ fn usual_state() -> PathBuf {
     "~/.local/share/muster-agent".into()
 }
 
-fn some_relays<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Relay>, D::Error> {
-    let relays = Vec::deserialize(from)?;
-    if relays.is_empty() { Err(de::Error::custom("at least one relay is needed")) } else { Ok(relays) }
+impl Config {
+    /// Certificate, key and roots. None: the computer was enrolled.
+    pub fn files(&self) -> Option<[&Path; 3]> {
+        Some([self.certificate.as_deref()?, self.key.as_deref()?, self.roots.as_deref()?])
+    }
+
+    /// What the types alone can't say.
+    pub fn check(&self) -> Result<(), Complaint> {
+        let given = [&self.certificate, &self.key, &self.roots].into_iter().filter(|file| file.is_some()).count();
+        match (given, self.relays.is_empty()) {
+            (0, _) | (3, false) => Ok(()),
+            (3, true) => Err(Complaint::new("the configuration names no relay", "Add at least one as [[relays]]")),
+            _ => {
+                let what = "the configuration names a part of `certificate`, `key` and `roots`, which belong together";
+                Err(Complaint::new(what, "Give all three, or none where this computer was enrolled"))
+            }
+        }
+    }
 }
 
 fn relay_name<'de, D: Deserializer<'de>>(from: D) -> Result<Name, D::Error> {
@@ -130,7 +149,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
         fs::write(&path, text).unwrap();
-        load("agent", Some(&path)).map_err(|complaint| complaint.to_string())
+        let config: Result<Config, Complaint> = load("agent", Some(&path));
+        config.and_then(|config| config.check().map(|()| config)).map_err(|complaint| complaint.to_string())
     }
 
     #[test]
@@ -155,6 +175,7 @@ mod tests {
             let line = read(&EXAMPLE.replace(from, to)).expect_err(to);
             assert!(line.contains(names) && !line.contains('\n'), "{to}: {line}");
         }
-        assert!(read("relays = []\ncertificate='a'\nkey='b'\nroots='c'").unwrap_err().contains("at least one relay"));
+        assert!(read("relays = []\ncertificate='a'\nkey='b'\nroots='c'").unwrap_err().contains("[[relays]]"));
+        assert!(read("").unwrap().files().is_none(), "an enrolled computer needs no configuration");
     }
 }

@@ -6,12 +6,39 @@ use muster_mesh::{
     policy::Policy,
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{collect::day::PolicyInForce, uplink::News};
 
 /// Hands the policy in force to the collector, which keeps it on the disk.
 pub struct Newest {
     in_force: watch::Sender<Option<PolicyInForce>>,
+}
+
+/// Lets what the hub said come into force while this computer is approved: nobody is observed before somebody has said whose it is.
+pub async fn gate(
+    mut heard: watch::Receiver<Option<PolicyInForce>>,
+    mut approved: watch::Receiver<bool>,
+    in_force: watch::Sender<Option<PolicyInForce>>,
+    stop: CancellationToken,
+) {
+    loop {
+        if *approved.borrow_and_update() {
+            let newest = heard.borrow_and_update().clone();
+            in_force.send_if_modified(|known| {
+                newest.is_some() && *known != newest && {
+                    *known = newest;
+                    true
+                }
+            });
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // Whoever told of it has ended: nothing changes any more.
+            changed = heard.changed() => if changed.is_err() { return },
+            changed = approved.changed() => if changed.is_err() { stop.cancelled().await },
+        }
+    }
 }
 
 impl Newest {

@@ -10,12 +10,14 @@ use std::{
 };
 
 use anyhow::Context;
-use muster_certs::{Keys, Name, Role, SystemTime};
+use muster_certs::Name;
 use muster_mesh::{
+    asking::Renewing,
     clock::{Clock, SystemClock},
     complaint::Complaint,
     config::expand,
     control,
+    door::Standing::Approved,
     ids::{DeviceId, Lane, SpoolId, Version},
     limits,
     link::agent_side,
@@ -38,8 +40,9 @@ use crate::{
     daylog::{DAYLOG_BYTES_MAX, DayLog},
     desktop::Desktop,
     diary::{Diary, SharedDiary},
+    enrolment::{ASKS_WAITING_MAX, ThroughRelay, VERSION},
     keeper::{Keeper, Keepers, Plan},
-    news::Newest,
+    news::{self, Newest},
     shots::{
         Narrowing, Shots,
         album::{ALBUM_BYTES_MAX, Album},
@@ -49,22 +52,22 @@ use crate::{
     spool::{BatchContext, Sizes},
     standing::Standing,
     today::Place,
-    uplink::{self, Doing, Link, RelayAddress, Uplink},
+    uplink::{self, Doing, Link, Uplink},
+    who::{Enrolled, Who},
 };
 
 /// redb's cache per open segment; two are open in each lane.
 const CACHE_BYTES: usize = 512 << 10;
 /// Pictures stay at most this much longer than their two days.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// A certificate that ends within this is worth a word at the start.
-const ENDS_SOON_MS: i64 = 7 * 24 * 3_600 * 1_000;
 
 /// Observes until `stop`.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     refuse_root(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (keys, device) = keys(&config, clock.now().wall_ms)?;
     let state = StateDir::open(&expand(&config.state), "agent")?;
+    let Who { keys, device, relays, enrolled } = Who::find(&config, state.path(), clock.now().wall_ms)?;
+    let (approve, approved) = watch::channel(enrolled.as_ref().is_none_or(Enrolled::is_approved));
     let status = Status::install();
 
     let diary = diary(&state, &clock)?;
@@ -73,23 +76,39 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let Observing { collector, batches, in_force } = observe(&config, state.path(), clock.clone())?;
     let (asker, collecting) = (collector.asker(), Collecting::new(collector, tokio::spawn(carry(batches, keeper.clone()))));
     let (link, linked) = watch::channel(Link::default());
-    let relays: Vec<RelayAddress> =
-        config.relays.iter().map(|relay| RelayAddress { address: relay.address.clone(), name: relay.id.clone() }).collect();
     let names = relays.iter().map(|relay| relay.name.clone()).collect();
     let wake = Arc::new(Notify::new());
+    let (ask, asks) = mpsc::channel(ASKS_WAITING_MAX);
+    let (heard, hearing) = watch::channel(in_force.borrow().clone());
     let uplink = Uplink {
         client: Client::new(&keys),
         relays,
         keeper: keeper.clone(),
         doing: doing(asker.snapshot()),
-        news: Arc::new(Newest::new(in_force)),
+        news: Arc::new(Newest::new(heard)),
         wake: wake.clone(),
+        asks: Mutex::new(Some(asks)),
         link,
     };
     let closing = CancellationToken::new();
     let leaving = CancellationToken::new();
     let uplink = tokio::spawn(uplink.run(leaving.clone()));
-    let sleep = tokio::spawn(uplink::watch_sleep(clock.clone(), wake, closing.clone()));
+    let sleep = tokio::spawn(uplink::watch_sleep(clock.clone(), wake.clone(), closing.clone()));
+    let gate = tokio::spawn(news::gate(hearing, approved.clone(), in_force, closing.clone()));
+    let renewing = enrolled.map(|Enrolled { home, .. }| {
+        let renewing = Renewing {
+            home: home.clone(),
+            keys: keys.clone(),
+            clock: clock.clone(),
+            way: ThroughRelay { asks: ask, linked: linked.clone(), home, keys: keys.clone() },
+            wake,
+            version: VERSION,
+            changed: Box::new(move |member| {
+                approve.send_replace(member.standing == Approved);
+            }),
+        };
+        tokio::spawn(renewing.run(closing.clone()))
+    });
     let sweeper = tokio::spawn(sweep(diary.clone(), closing.clone()));
 
     let answers = Answers {
@@ -117,6 +136,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     closing.cancel();
     control.await.context("the control socket")?;
     sleep.await.context("the watch over sleep")?;
+    gate.await.context("the gate before the policy")?;
+    if let Some(renewing) = renewing {
+        renewing.await.context("the certificate's renewal")?;
+    }
     sweeper.await.context("the sweeper of old pictures")?;
     if let Some(health) = health {
         health.await.context("health and metrics")?;
@@ -133,24 +156,6 @@ fn refuse_root(config: &Config) -> Result<(), Complaint> {
         ));
     }
     Ok(())
-}
-
-/// Who this agent is stands in its certificate. One that has ended doesn't end collection.
-fn keys(config: &Config, now_ms: i64) -> Result<(Arc<Keys>, DeviceId), Complaint> {
-    let todo = "Name this computer's own files, as `muster-certs issue agent` wrote them";
-    let [certificate, key, roots] = [&config.certificate, &config.key, &config.roots].map(|path| expand(path));
-    let keys = Keys::load(&certificate, &key, &roots, Role::Agent, Arc::new(SystemTime))
-        .map_err(|error| Complaint::new(format!("the agent's certificate can't be used: {error}"), todo))?;
-    if let Err(error) = keys.check_time(now_ms) {
-        tracing::warn!("{error}: no relay will take what is collected before there is a new certificate");
-    } else if keys.expired(now_ms + ENDS_SOON_MS) {
-        tracing::warn!("this computer's certificate ends within 7 days: a new one must be issued");
-    }
-    match keys.identity().name {
-        Name::Agent { device, .. } => Ok((keys, DeviceId(device))),
-        // Its role was checked when it was loaded.
-        other => Err(Complaint::new(format!("{other} is no agent"), todo)),
-    }
 }
 
 // --- the queue ---

@@ -2,7 +2,15 @@
 //!
 //! What is sent, and what an ack means, is decided in `mesh::link::agent_side` on the keeper's thread; here it is carried. One task per agent.
 
-use std::{collections::VecDeque, future::pending, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::pending,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
 
 use muster_certs::Name;
 use muster_mesh::{
@@ -15,12 +23,15 @@ use muster_mesh::{
     record::State,
 };
 use tokio::{
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::keeper::{Fault, Heard, Keeper, Unkept};
+use crate::{
+    enrolment::Asked,
+    keeper::{Fault, Heard, Keeper, Unkept},
+};
 
 /// One attempt to reach one relay.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,6 +108,8 @@ pub struct Uplink {
     pub news: Arc<dyn News>,
     /// Dial at once: the computer woke up, or its network changed.
     pub wake: Arc<Notify>,
+    /// What is to be asked of the hub. None: nobody asks.
+    pub asks: tokio::sync::Mutex<Option<mpsc::Receiver<Asked>>>,
     /// Where its own state is told.
     pub link: watch::Sender<Link>,
 }
@@ -260,9 +273,10 @@ impl Uplink {
 
     async fn stay(&self, connection: &Connection, welcomed: Welcomed, stop: &CancellationToken) -> SessionEnd {
         let Welcomed { mut sender, mut receiver, fault } = welcomed;
+        let asked = Unanswered::default();
         let ended = tokio::select! {
-            ended = self.listen(&mut receiver) => ended,
-            ended = self.speak(&mut sender) => ended,
+            ended = self.listen(&mut receiver, &asked) => ended,
+            ended = self.speak(&mut sender, &asked) => ended,
             ended = self.fill(connection, Lane::Telemetry) => ended,
             ended = self.fill(connection, Lane::Pictures) => ended,
             fault = faulty(fault) => Err(SessionEnd::Fault(fault)),
@@ -281,13 +295,14 @@ impl Uplink {
     }
 
     /// What the relay says.
-    async fn listen(&self, receiver: &mut ControlReceiver) -> Result<(), SessionEnd> {
+    async fn listen(&self, receiver: &mut ControlReceiver, unanswered: &Unanswered) -> Result<(), SessionEnd> {
         while let Some(message) = receiver.receive().await? {
             match Down::read(&message)? {
                 Some(Down::Ack(ack)) => self.keeper.heard(Heard::Ack(ack)).await?,
                 Some(Down::Returned(returned)) => self.keeper.heard(Heard::Returned(returned)).await?,
                 Some(Down::Lane(lane, state)) => self.keeper.heard(Heard::Lane(lane, state)).await?,
                 Some(Down::Signed(bytes)) => self.signed(Signed::read(&bytes)?).await?,
+                Some(Down::Answer(answer)) => unanswered.answer(answer),
                 Some(Down::Welcome(_)) => return Err(SessionEnd::NotWelcome),
                 None => {}
             }
@@ -312,8 +327,9 @@ impl Uplink {
     }
 
     /// What the relay is told: how the person's computer stands, and what is held no more.
-    async fn speak(&self, sender: &mut ControlSender) -> Result<(), SessionEnd> {
+    async fn speak(&self, sender: &mut ControlSender, unanswered: &Unanswered) -> Result<(), SessionEnd> {
         let mut doing = self.doing.clone();
+        let mut asks = self.asks.lock().await;
         let mut every = interval(limits::STATE_EVERY);
         doing.mark_changed();
         // Kept over the turns: a tail that was answered and not taken would never be told.
@@ -322,6 +338,11 @@ impl Uplink {
             let state_is_due = tokio::select! {
                 changed = doing.changed() => changed.is_ok() || pending().await,
                 _ = every.tick() => true,
+                Some(Asked { ask, answer }) = next_ask(&mut asks) => {
+                    unanswered.expect(answer);
+                    sender.send(Up::Ask(ask).frame()?).await?;
+                    false
+                }
                 tail = &mut holding => {
                     sender.send(Up::Holding(tail?).frame()?).await?;
                     holding.set(self.keeper.next_holding());
@@ -351,6 +372,30 @@ impl Uplink {
         stop.cancelled().await;
         // What doesn't leave now lies on the disk until the next start.
         let _ = timeout(LAST_WORDS, self.keeper.delivered()).await;
+    }
+}
+
+async fn next_ask(asks: &mut Option<mpsc::Receiver<Asked>>) -> Option<Asked> {
+    match asks {
+        Some(asks) => asks.recv().await,
+        None => pending().await,
+    }
+}
+
+/// Who waits for an answer of the hub, oldest first. They come in the order of the asks.
+#[derive(Default)]
+struct Unanswered(Mutex<VecDeque<oneshot::Sender<Bytes>>>);
+
+impl Unanswered {
+    fn expect(&self, answer: oneshot::Sender<Bytes>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(answer);
+    }
+
+    fn answer(&self, answer: Bytes) {
+        if let Some(waiting) = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
+            // Who no longer waits asks again.
+            let _ = waiting.send(answer);
+        }
     }
 }
 

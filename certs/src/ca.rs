@@ -136,6 +136,11 @@ impl Ca {
         Ok(Ca { dir: dir.to_owned(), issuer: Issuer::from_pem(&domain, &pem, &key_pem)?, roots_pem, roots })
     }
 
+    /// What issues, and the text of `roots.pem`.
+    pub fn into_parts(self) -> (Issuer, String) {
+        (self.issuer, self.roots_pem)
+    }
+
     /// The trust domain.
     pub fn domain(&self) -> &str {
         self.issuer.domain()

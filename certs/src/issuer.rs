@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 
 use crate::identity::{Identity, IdentityError, Role, check_domain, hex};
 use crate::leaf;
+use crate::request::Requested;
 use crate::tls::provider;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -157,6 +158,19 @@ impl Issuer {
         self.sign(&params)
     }
 
+    /// A good leaf for a key that was made elsewhere and stays there: the leaf, then the issuing CA, as PEM. Of the request nothing but the
+    /// public key is taken. It lives `life_ms`, and ends no later than the issuing CA does.
+    pub fn issue_for(&self, identity: &Identity, requested: &Requested, life_ms: i64, now_ms: i64) -> Result<Chain, IssuerError> {
+        let mut params = LeafParams::of(identity, now_ms);
+        params.not_after_ms = now_ms.saturating_add(life_ms).min(self.not_after_ms);
+        let certificate = params.to_rcgen()?.signed_by(&requested.key, &self.signer).map_err(make)?;
+        Ok(Chain {
+            pem: format!("{}{}", certificate.pem(), self.pem),
+            ders: vec![certificate.der().clone(), self.der.clone()],
+            not_after_ms: params.not_after_ms,
+        })
+    }
+
     /// Signs whatever `params` say, right or wrong: this is how tests get bad leaves. Programs use
     /// [`Issuer::issue`].
     pub fn sign(&self, params: &LeafParams) -> Result<Signed, IssuerError> {
@@ -170,6 +184,17 @@ impl Issuer {
             leaf: certificate.der().clone(),
         })
     }
+}
+
+/// A fresh certificate for a key that is elsewhere.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// The leaf, then the issuing CA.
+    pub pem: String,
+    /// The same, as DER.
+    pub ders: Vec<CertificateDer<'static>>,
+    /// End of validity, milliseconds UTC.
+    pub not_after_ms: i64,
 }
 
 /// A fresh certificate with its key.

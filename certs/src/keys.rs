@@ -93,6 +93,11 @@ impl Keys {
         self.current.load().window.end_ms
     }
 
+    /// The roots in use, as PEM.
+    pub fn roots_pem(&self) -> String {
+        self.current.load().roots_pem.clone()
+    }
+
     /// Whether the certificate has ended at `now_ms` (milliseconds UTC).
     pub fn expired(&self, now_ms: i64) -> bool {
         now_ms > self.not_after_ms()

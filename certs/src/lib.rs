@@ -6,6 +6,9 @@
 //! - [`material`], [`keys`]: a node's own certificate, key and roots, swappable while running.
 //! - [`tls`]: rustls configurations, TLS 1.3 only, nothing resumed, nothing early.
 //! - [`issuer`], [`ca`]: making certificates, in memory and in a folder.
+//! - [`request`]: a new key and the request for a certificate of it.
+//! - [`device_key`]: the key that a device keeps for life.
+//! - [`stranger`]: TLS for someone who has no certificate yet.
 //! - [`issued`]: which device was issued to whom.
 //! - [`description`]: a certificate in plain words.
 //! - [`files`]: reading with clear errors, writing whole or not at all.
@@ -17,6 +20,7 @@
 pub mod ca;
 pub mod chain;
 pub mod description;
+pub mod device_key;
 pub mod files;
 pub mod identity;
 pub mod issued;
@@ -24,14 +28,19 @@ pub mod issuer;
 pub mod keys;
 pub mod leaf;
 pub mod material;
+pub mod request;
+pub mod stranger;
 pub mod tls;
 
 pub use ca::{Ca, CaError, IssuedAgent};
 pub use chain::ChainError;
+pub use device_key::DeviceKey;
 pub use identity::{Identity, IdentityError, Name, Role};
 pub use issued::Issued;
-pub use issuer::{AltName, Issuer, IssuerError, LeafParams, Root, Signed, Usage};
+pub use issuer::{AltName, Chain, Issuer, IssuerError, LeafParams, Root, Signed, Usage};
 pub use keys::{Keys, SystemTime};
 pub use leaf::{Expect, Leaf, LeafError, check_leaf, read_leaf};
 pub use material::KeysError;
+pub use request::{KeyRequest, Requested};
+pub use stranger::{Fingerprint, Trusted, check_door, door_config, stranger_config};
 pub use tls::{DIALLED_NAME, TlsError, check_dialled, check_peer, client_config, leaf_error, server_config};

@@ -93,6 +93,8 @@ pub struct Material {
     pub(crate) leaf: Leaf,
     pub(crate) window: Window,
     pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) root_ders: Vec<CertificateDer<'static>>,
+    pub(crate) roots_pem: String,
     pub(crate) clients: Arc<dyn ClientCertVerifier>,
 }
 
@@ -106,7 +108,8 @@ impl Material {
         }
         let chain = certificates("certificate", certificate, CHAIN_CERTIFICATES_MAX)?;
         let key = private_key(key)?;
-        let roots = Arc::new(root_store(roots)?);
+        let (roots_pem, root_ders) = (roots.to_owned(), root_ders(roots)?);
+        let roots = Arc::new(store_of(&root_ders)?);
         let (end, between) = chain.split_first().ok_or(KeysError::Leaf(LeafError::Missing))?;
 
         let leaf = leaf::read_leaf(end).map_err(KeysError::Leaf)?;
@@ -120,7 +123,7 @@ impl Material {
         let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider().clone())
             .build()
             .map_err(|e| KeysError::Tls(e.to_string()))?;
-        Ok(Material { certified: Arc::new(certified), leaf, window, roots, clients })
+        Ok(Material { certified: Arc::new(certified), leaf, window, roots, root_ders, roots_pem, clients })
     }
 
     /// Fails when the set isn't valid at `now_ms` (milliseconds UTC).
@@ -211,19 +214,26 @@ pub fn certificates(what: &'static str, pem: &str, max: usize) -> Result<Vec<Cer
 /// The roots of a PEM text: certificates that are CAs and issued by themselves, nothing else. A
 /// leaf or an issuing CA among the roots would be trusted for ever.
 pub fn root_store(pem: &str) -> Result<RootCertStore, KeysError> {
+    store_of(&root_ders(pem)?)
+}
+
+/// [`root_store`], as certificates.
+pub(crate) fn root_ders(pem: &str) -> Result<Vec<CertificateDer<'static>>, KeysError> {
+    let ders = certificates("roots", pem, ROOTS_MAX)?;
+    for (index, der) in ders.iter().enumerate() {
+        let is_root = leaf::parse(der)
+            .is_ok_and(|certificate| certificate.is_ca() && certificate.subject().as_raw() == certificate.issuer().as_raw());
+        if !is_root {
+            return Err(KeysError::NotARoot { number: index + 1 });
+        }
+    }
+    Ok(ders)
+}
+
+fn store_of(ders: &[CertificateDer<'static>]) -> Result<RootCertStore, KeysError> {
     let mut store = RootCertStore::empty();
-    for (index, der) in certificates("roots", pem, ROOTS_MAX)?.into_iter().enumerate() {
-        let not_a_root = KeysError::NotARoot { number: index + 1 };
-        let Ok(certificate) = leaf::parse(&der) else {
-            return Err(not_a_root);
-        };
-        let self_issued = certificate.subject().as_raw() == certificate.issuer().as_raw();
-        if !certificate.is_ca() || !self_issued {
-            return Err(not_a_root);
-        }
-        if store.add(der.clone()).is_err() {
-            return Err(not_a_root);
-        }
+    for (index, der) in ders.iter().enumerate() {
+        store.add(der.clone()).map_err(|_| KeysError::NotARoot { number: index + 1 })?;
     }
     Ok(store)
 }

@@ -42,6 +42,32 @@ fn an_agent_and_a_relay_meet_and_know_each_other() {
 }
 
 #[test]
+fn a_stranger_believes_a_door_by_its_roots_fingerprint_alone() {
+    let (mesh, other) = (Mesh::new(), Mesh::new());
+    let relay = mesh.relay("oslo-1");
+    let knock = |trusted: &Trusted, expected: &str| {
+        let client = stranger_config(trusted, &name(expected), relay.time().clone(), ALPN).unwrap();
+        meet(client, door_config(&relay, ALPN).unwrap())
+    };
+    let trusted = Trusted { domain: DOMAIN.to_owned(), roots: Fingerprint::of_roots(&relay.roots_pem()).unwrap() };
+    let met = knock(&trusted, "site/oslo/relay/oslo-1").unwrap();
+    assert_eq!(met.server.peer_certificates(), None);
+    let seen = check_door(met.client.peer_certificates().unwrap(), &trusted, &name("site/oslo/relay/oslo-1")).unwrap();
+    assert_eq!(seen.identity, relay.identity());
+
+    let strange = Trusted { roots: Fingerprint::of_roots(&other.relay("oslo-1").roots_pem()).unwrap(), ..trusted.clone() };
+    assert_eq!(client_side(knock(&strange, "site/oslo/relay/oslo-1")), bad(CertificateError::UnknownIssuer));
+    assert!(matches!(leaf_error(&client_side(knock(&trusted, "site/oslo/relay/oslo-2"))), Some(LeafError::OtherName { .. })));
+    let elsewhere = Trusted { domain: "other.internal".to_owned(), ..trusted.clone() };
+    assert!(matches!(leaf_error(&client_side(knock(&elsewhere, "site/oslo/relay/oslo-1"))), Some(LeafError::OtherDomain { .. })));
+    // The fingerprint of what isn't a root makes nobody a root.
+    let met = knock(&trusted, "site/oslo/relay/oslo-1").unwrap();
+    let leaf = Fingerprint::of(&met.client.peer_certificates().unwrap()[0]);
+    let naive = Trusted { roots: vec![leaf], ..trusted };
+    assert_eq!(client_side(knock(&naive, "site/oslo/relay/oslo-1")), bad(CertificateError::UnknownIssuer));
+}
+
+#[test]
 fn a_relay_and_a_hub_meet() {
     let mesh = Mesh::new();
     let (hub, relay) = (mesh.hub("hub-1"), mesh.relay("oslo-1"));

@@ -13,6 +13,7 @@ pub mod check;
 pub mod days;
 pub mod deleted;
 pub mod devices;
+pub mod door;
 pub mod login;
 pub mod looks;
 pub mod openapi;
@@ -46,7 +47,12 @@ pub fn web(hub: &Arc<Hub>) -> Route {
 
 /// Everything at the mesh port.
 pub fn mesh(hub: &Arc<Hub>) -> Route {
-    rooted(sync::routes(hub))
+    rooted(one_of([sync::routes(hub), door::routes(hub)]))
+}
+
+/// Everything at the door for those without a certificate.
+pub fn door(hub: &Arc<Hub>) -> Route {
+    rooted(door::routes(hub))
 }
 
 fn one_of(routes: impl IntoIterator<Item = Route>) -> Route {

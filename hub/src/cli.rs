@@ -14,6 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{api::openapi, check, config::Config, password, running, store::Store};
 
+mod members;
+
+use members::{MemberVerb, TokenVerb};
+
 /// Takes the relays' batches, keeps them, deletes them in time, and answers people.
 #[derive(Debug, Parser)]
 #[command(name = "muster-hub", version)]
@@ -38,6 +42,12 @@ pub enum Verb {
     /// People who may sign in
     #[command(subcommand)]
     Admin(Admin),
+    /// Join tokens: what a new device or relay is given
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Those who were enrolled with one
+    #[command(subcommand)]
+    Member(MemberVerb),
     /// Says what would stop `serve`, and which pictures are missing; changes nothing
     Check {
         /// Reads every picture and compares its SHA-256
@@ -63,6 +73,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Serve { restored } => serve(config()?, restored).await,
         Verb::Migrate => migrate(&config()?).await,
         Verb::Admin(Admin::Create { name }) => create_admin(&config()?, &name).await,
+        Verb::Token(verb) => members::token(&config()?, verb).await,
+        Verb::Member(verb) => members::member(&config()?, verb).await,
         Verb::Check { digests } => say_check(&config()?, if digests { check::Pictures::Digests } else { check::Pictures::Lengths }).await,
         Verb::Openapi => say_api(),
     }

@@ -5,8 +5,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use muster_mesh::{complaint::Complaint, config};
+use data_encoding::HEXLOWER;
+use muster_certs::{
+    Ca,
+    files::{self, FileError},
+};
+use muster_mesh::{complaint::Complaint, config, seal::SealKey};
 use serde::Deserialize;
+
+use crate::signer::Lives;
+
+const SEAL_KEY: &str = "seal.key";
 
 /// `hub.toml`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -20,6 +29,8 @@ pub struct Config {
     #[serde(default)]
     pub test_mode: bool,
     pub mesh: Mesh,
+    pub door: Option<Door>,
+    pub signer: Option<SignerAt>,
     pub web: Web,
     pub store: StoreAt,
     pub status: StatusAt,
@@ -33,6 +44,29 @@ pub struct Mesh {
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub roots: PathBuf,
+    /// Host and port as relays dial them; without it, where it listens.
+    pub address: Option<String>,
+}
+
+/// Where relays come that have no certificate yet, or whose certificate has ended. Without it nobody can come so.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Door {
+    pub listen: SocketAddr,
+    /// Host and port as relays dial them; without it, where it listens.
+    pub address: Option<String>,
+}
+
+/// The one hub that issues certificates has this.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignerAt {
+    /// The folder that `muster-certs init` made; `root/` may be away, and should be.
+    pub ca: PathBuf,
+    /// How long an agent's certificate lives, in seconds; 30 days.
+    pub agent_life_s: Option<u32>,
+    /// How long a relay's certificate lives, in seconds; 14 days.
+    pub relay_life_s: Option<u32>,
 }
 
 /// Where people come: plain HTTP, so loopback only.
@@ -71,6 +105,9 @@ impl Config {
         ] {
             *path = config::expand(path);
         }
+        if let Some(signer) = &mut config.signer {
+            signer.ca = config::expand(&signer.ca);
+        }
         config.check()?;
         Ok(config)
     }
@@ -80,6 +117,42 @@ impl Config {
         self.store.objects.clone().unwrap_or_else(|| self.state.join("objects").to_string_lossy().into_owned())
     }
 
+    /// The sealing key, in the state folder: what is sealed to it only this hub reads. Made when it isn't there.
+    pub fn seal_key(&self) -> Result<SealKey, Complaint> {
+        let path = self.state.join(SEAL_KEY);
+        let unusable = |why: String| {
+            let todo = format!("Put {} right; every join token that is out needs it", path.display());
+            Complaint::new(format!("The hub's sealing key can't be used ({why})"), todo)
+        };
+        match files::read_secret(&path) {
+            Ok(text) => {
+                let bytes = HEXLOWER.decode(text.trim().as_bytes()).ok();
+                bytes.and_then(|bytes| SealKey::from_bytes(&bytes)).ok_or_else(|| unusable("it is none".to_owned()))
+            }
+            Err(FileError::Missing(_)) => {
+                let made = SealKey::generate().map_err(|error| unusable(error.to_string()))?;
+                files::create_folder(&self.state).map_err(|error| unusable(error.to_string()))?;
+                match files::create_secret(&path, (HEXLOWER.encode(&made.to_bytes()) + "\n").as_bytes()) {
+                    // Another program of this hub was faster.
+                    Err(FileError::Exists(_)) => self.seal_key(),
+                    Err(error) => Err(unusable(error.to_string())),
+                    Ok(()) => Ok(made),
+                }
+            }
+            Err(error) => Err(unusable(error.to_string())),
+        }
+    }
+
+    /// The mesh port's host and port as relays dial them. None: it isn't known from here.
+    pub fn mesh_address(&self) -> Option<String> {
+        dialled(self.mesh.address.as_deref(), self.mesh.listen)
+    }
+
+    /// The door's. None: it has none, or it isn't known from here.
+    pub fn door_address(&self) -> Option<String> {
+        self.door.as_ref().and_then(|door| dialled(door.address.as_deref(), door.listen))
+    }
+
     fn check(&self) -> Result<(), Complaint> {
         let listen = self.web.listen;
         if listen.ip().is_loopback() {
@@ -87,6 +160,27 @@ impl Config {
         }
         let what = format!("`web.listen` is {listen}, and people are answered without TLS on loopback only");
         Err(Complaint::new(what, format!("Take 127.0.0.1:{} and reach it through SSH", listen.port())))
+    }
+}
+
+/// One that listens everywhere, or anywhere, says nothing of how it is dialled.
+fn dialled(given: Option<&str>, listen: SocketAddr) -> Option<String> {
+    let known = !listen.ip().is_unspecified() && listen.port() != 0;
+    given.map(str::to_owned).or_else(|| known.then(|| listen.to_string()))
+}
+
+impl SignerAt {
+    /// The CA, with its issuing key.
+    pub fn open(&self) -> Result<Ca, Complaint> {
+        Ca::open(&self.ca).map_err(|error| {
+            Complaint::new(format!("The hub can't issue certificates ({error})"), "Give the folder of muster-certs' CA as `signer.ca`")
+        })
+    }
+
+    pub fn lives(&self) -> Lives {
+        let or = |given: Option<u32>, usual: i64| given.map_or(usual, |seconds| i64::from(seconds) * 1_000);
+        let usual = Lives::default();
+        Lives { agent_ms: or(self.agent_life_s, usual.agent_ms), relay_ms: or(self.relay_life_s, usual.relay_ms) }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     objects::Objects,
     policy::Policies,
     presence::Presences,
+    signer::Signer,
     store::Store,
     token::Tokens,
 };
@@ -29,6 +30,8 @@ pub struct Hub {
     pub tokens: Tokens,
     pub lockout: Mutex<Lockout>,
     pub hashing: Semaphore,
+    /// None: this hub issues no certificates.
+    pub signer: Option<Arc<Signer>>,
 }
 
 impl Hub {
@@ -50,7 +53,23 @@ impl Hub {
             pictures,
             test_mode,
         };
-        Hub { store, objects, clock, policies, presences, ingest, tokens, lockout: Mutex::default(), hashing: Semaphore::new(HASHING_MAX) }
+        Hub {
+            store,
+            objects,
+            clock,
+            policies,
+            presences,
+            ingest,
+            tokens,
+            lockout: Mutex::default(),
+            hashing: Semaphore::new(HASHING_MAX),
+            signer: None,
+        }
+    }
+
+    /// The same hub, issuing certificates.
+    pub fn signing(self, signer: Option<Arc<Signer>>) -> Hub {
+        Hub { signer, ..self }
     }
 
     /// Milliseconds UTC.

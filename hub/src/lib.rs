@@ -19,6 +19,7 @@ pub mod retention;
 pub mod rows;
 pub mod running;
 pub mod serve;
+pub mod signer;
 pub mod store;
 pub mod strays;
 pub mod token;

@@ -20,7 +20,16 @@ use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api, config::Config, hub::Hub, issued::Listed, objects::Objects, policy::Policies, restore, retention, serve, store::Store, strays,
+    api,
+    config::Config,
+    hub::Hub,
+    issued::Listed,
+    objects::Objects,
+    policy::Policies,
+    restore, retention, serve,
+    signer::{HubAt, Signer},
+    store::Store,
+    strays,
     token::Tokens,
 };
 
@@ -31,6 +40,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A hub that answers. Dropped without [`drain`](Running::drain), its tasks end with the runtime.
 pub struct Running {
     pub mesh: SocketAddr,
+    pub door: Option<SocketAddr>,
     pub web: SocketAddr,
     pub status: SocketAddr,
     stop: CancellationToken,
@@ -56,24 +66,45 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     }
     let listed = Listed::open(store.clone(), config.issued.clone()).await?;
     let tokens = Tokens::open(&state.join(TOKEN_KEY))?;
-    let hub = Arc::new(Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), tokens, config.test_mode));
+    let hub = Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), tokens, config.test_mode);
 
     let mesh = serve::bind(config.mesh.listen, "mesh.listen").await?;
     let web = serve::bind(config.web.listen, "web.listen").await?;
     let (mesh_address, web_address) = (mesh.local_addr()?, web.local_addr()?);
+    let door = match &config.door {
+        Some(door) => Some(serve::bind(door.listen, "door.listen").await?),
+        None => None,
+    };
+    let door_address = door.as_ref().map(|door| door.local_addr()).transpose()?;
+    let signer = match &config.signer {
+        Some(at) => {
+            let hub_at = HubAt {
+                name: keys.identity().name,
+                address: config.mesh_address().unwrap_or_else(|| mesh_address.to_string()),
+                door: config.door_address().or_else(|| door_address.map(|door| door.to_string())).unwrap_or_default(),
+            };
+            Some(Arc::new(Signer::new(store.clone(), clock.clone(), at.open()?, config.seal_key()?, at.lives(), hub_at)))
+        }
+        None => None,
+    };
+    let hub = Arc::new(hub.signing(signer));
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(true));
     let (status_address, status_task) = status.serve(config.status.listen, ready.clone(), stop.clone()).await?;
-    let tasks = vec![
+    let mut tasks = Vec::new();
+    if let Some(door) = door {
+        tasks.push(serve::spawn(door, serve::Door::strangers(&keys, clock.clone())?, api::door(&hub), stop.clone()));
+    }
+    tasks.extend([
         serve::spawn(mesh, serve::Door::mesh(keys, clock)?, api::mesh(&hub), stop.clone()),
         serve::spawn(web, serve::Door::Web, api::web(&hub), stop.clone()),
         retention::spawn(hub.clone(), stop.clone()),
         strays::spawn(hub.clone(), stop.clone()),
         spawn_looking(hub.clone(), listed, ready, stop.clone()),
         status_task,
-    ];
+    ]);
     tracing::info!(mesh = %mesh_address, web = %web_address, test_mode = config.test_mode, "the hub answers");
-    Ok(Running { mesh: mesh_address, web: web_address, status: status_address, stop, tasks, store, _state: state })
+    Ok(Running { mesh: mesh_address, door: door_address, web: web_address, status: status_address, stop, tasks, store, _state: state })
 }
 
 impl Running {

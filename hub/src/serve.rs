@@ -8,7 +8,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use muster_certs::{Keys, Name, Role};
-use muster_mesh::{clock::Clock, complaint::Complaint, limits};
+use muster_mesh::{callers::Callers, clock::Clock, complaint::Complaint, limits};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -46,6 +46,8 @@ const HEADER: Duration = Duration::from_secs(15);
 /// One request, body and answer: 8 MiB over a slow line, and a commit on a slow disk.
 const REQUEST: Duration = Duration::from_secs(120);
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Somebody without a certificate: a question or two.
+const STRANGER: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(20);
 /// A relay has one POST in flight per lane.
 const STREAMS_MAX: u32 = 8;
@@ -66,6 +68,8 @@ pub struct Peer {
 pub enum Door {
     /// Mutual TLS, relays only.
     Mesh { keys: Arc<Keys>, tls: Arc<ServerConfig>, clock: Arc<dyn Clock> },
+    /// TLS for those who have no certificate, each address so often a minute.
+    Strangers { tls: Arc<ServerConfig>, callers: Mutex<Callers>, clock: Arc<dyn Clock> },
     /// Plain HTTP on loopback. Only requests that name this host: otherwise any web page could have its name point here.
     Web,
 }
@@ -75,6 +79,24 @@ impl Door {
         let tls = muster_certs::server_config(&keys, RELAYS, &[b"h2", b"http/1.1"])
             .map_err(|error| Complaint::new(format!("TLS can't be set up ({error})"), "Issue a hub's certificate with muster-certs"))?;
         Ok(Door::Mesh { keys, tls: Arc::new(tls), clock })
+    }
+
+    pub fn strangers(keys: &Arc<Keys>, clock: Arc<dyn Clock>) -> Result<Door, Complaint> {
+        let tls = muster_certs::door_config(keys, &[b"h2", b"http/1.1"])
+            .map_err(|error| Complaint::new(format!("TLS can't be set up ({error})"), "Issue a hub's certificate with muster-certs"))?;
+        Ok(Door::Strangers { tls: Arc::new(tls), callers: Mutex::default(), clock })
+    }
+
+    /// Whether this address may come now.
+    fn admits(&self, address: SocketAddr) -> bool {
+        match self {
+            Door::Mesh { .. } | Door::Web => true,
+            Door::Strangers { callers, clock, .. } => {
+                // Nothing under this lock panics half-way through a change.
+                let mut callers = callers.lock().unwrap_or_else(PoisonError::into_inner);
+                callers.admit(address.ip(), clock.now().boot_ms)
+            }
+        }
     }
 }
 
@@ -116,6 +138,9 @@ impl Listening {
                 () = self.stop.cancelled() => break,
             };
             match accepted {
+                Ok((_, address)) if !self.door.admits(address) => {
+                    metrics::counter!("muster_hub_door_turned_away_total").increment(1);
+                }
                 Ok((stream, address)) => {
                     let connection = Connection {
                         door: self.door.clone(),
@@ -160,6 +185,15 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         match self.door.clone().as_ref() {
             Door::Web => self.serve(stream).await,
+            Door::Strangers { tls, .. } => {
+                self.ends = self.ends.min(Instant::now() + STRANGER);
+                let acceptor = TlsAcceptor::from(tls.clone());
+                match timeout(limits::DOOR_TIMEOUT, acceptor.accept(stream)).await {
+                    Ok(Ok(stream)) => self.serve(stream).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a handshake at the door failed"),
+                    Err(_) => tracing::debug!("a handshake at the door took too long"),
+                }
+            }
             Door::Mesh { keys, tls, clock } => {
                 let acceptor = TlsAcceptor::from(tls.clone());
                 let stream = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
@@ -212,7 +246,7 @@ impl Connection {
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response, Infallible>> + use<> {
         self.asked.store(true, Ordering::Relaxed);
         let here = match self.door.as_ref() {
-            Door::Mesh { .. } => true,
+            Door::Mesh { .. } | Door::Strangers { .. } => true,
             Door::Web => names_this_host(&request),
         };
         let mut request = request.map(|body| Limited::new(body, BODY_BYTES_MAX));

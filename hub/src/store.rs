@@ -28,6 +28,7 @@ mod devices;
 mod engine;
 mod look_ups;
 mod looks;
+mod members;
 mod pictures;
 mod policies;
 mod posts;
@@ -39,6 +40,7 @@ mod sweep;
 pub use admins::Admin;
 pub use devices::DeviceRow;
 pub use looks::Look;
+pub use members::{CertificateRow, DialRow, Grant, MemberRow, TokenRow};
 pub use pictures::{KeptCapability, KeptPicture, NamedObject};
 pub use policies::StoredPolicy;
 pub use posts::{Loaded, NewBatch, NewHold, NewLine, NewObject, PostRows};
@@ -363,7 +365,7 @@ impl Writing<'_> {
 }
 
 /// All tables that this version has.
-const TABLES: [&str; 29] = [
+const TABLES: [&str; 33] = [
     "settings",
     "counters",
     "relays",
@@ -393,6 +395,10 @@ const TABLES: [&str; 29] = [
     "looks",
     "deleted",
     "doomed",
+    "join_tokens",
+    "members",
+    "certificates",
+    "dials",
 ];
 
 fn newest(engine: Engine) -> i64 {

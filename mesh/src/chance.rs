@@ -7,6 +7,11 @@ pub fn random_16() -> [u8; 16] {
     rand::random()
 }
 
+/// 32 random bytes: secrets and keys.
+pub fn random_32() -> [u8; 32] {
+    rand::random()
+}
+
 /// 10 random bytes, for [`crate::ids::SpoolId::new`].
 pub fn random_10() -> [u8; 10] {
     rand::random()

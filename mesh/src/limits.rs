@@ -75,6 +75,19 @@ pub const PICTURES_LEAVE_PART: u64 = 8;
 /// Tries to open a damaged segment before it is set aside unopened.
 pub const SEGMENT_OPEN_TRIES: u32 = 3;
 
+// --- the door ---
+
+/// An ask, and an answer, at a door: a request, or a chain with the roots behind it.
+pub const DOOR_BYTES_MAX: usize = 16 * KIB;
+/// From the first packet of someone without a certificate to its answer: nobody may hold a place at a door for longer.
+pub const DOOR_TIMEOUT: Duration = Duration::from_secs(5);
+/// Asks of one address in a minute: an enrolment takes two, and a whole office may stand behind one address.
+pub const DOOR_ASKS_PER_MINUTE: u32 = 10;
+/// Addresses that a door remembers; beyond that everybody waits for the minute's end.
+pub const DOOR_ADDRESSES_MAX: usize = 4_096;
+/// A join token as text: it is copied by people.
+pub const JOIN_TOKEN_BYTES_MAX: usize = 4 * KIB;
+
 // --- agent and relay ---
 
 /// One control message, so that a peer can't make us allocate more.

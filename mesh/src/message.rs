@@ -162,6 +162,8 @@ pub enum Up {
     /// A tail whose first held number rose, or that emptied.
     Holding(Tail),
     State(StateNow),
+    /// An encoded [`crate::door::Ask`] for the hub.
+    Ask(Bytes),
 }
 
 /// Relay → agent.
@@ -172,6 +174,8 @@ pub enum Down {
     Returned(Returned),
     Lane(Lane, LaneState),
     Signed(Bytes),
+    /// The encoded [`crate::door::Answer`] to the oldest ask that has none yet.
+    Answer(Bytes),
 }
 
 const HELLO: u16 = 1;
@@ -183,6 +187,9 @@ const RETURNED: u16 = 19;
 const LANE: u16 = 20;
 const SIGNED: u16 = 21;
 const SKIPPABLE: u16 = 0x8000;
+// Those who speak them without being understood lose nothing: a certificate is also renewed at the door.
+const DOOR_ASK: u16 = SKIPPABLE + 1;
+const DOOR_ANSWER: u16 = SKIPPABLE + 2;
 
 impl Up {
     /// The message with its length and kind.
@@ -191,6 +198,7 @@ impl Up {
             Up::Hello(hello) => control(HELLO, &encode(hello)?),
             Up::Holding(tail) => control(HOLDING, &encode(tail)?),
             Up::State(state) => control(STATE, &encode(state)?),
+            Up::Ask(ask) => control(DOOR_ASK, ask),
         }
     }
 
@@ -210,6 +218,10 @@ impl Up {
                 bounded(state.tails.len(), limits::STATE_TAILS_MAX)?;
                 Up::State(state)
             }
+            DOOR_ASK => {
+                bounded(body.len(), limits::DOOR_BYTES_MAX)?;
+                Up::Ask(Bytes::copy_from_slice(body))
+            }
             unknown if unknown >= SKIPPABLE => return Ok(None),
             unknown => return Err(MessageError::Kind(unknown)),
         }))
@@ -225,6 +237,7 @@ impl Down {
             Down::Returned(returned) => control(RETURNED, &encode(returned)?),
             Down::Lane(lane, state) => control(LANE, &encode((lane, state))?),
             Down::Signed(signed) => control(SIGNED, signed),
+            Down::Answer(answer) => control(DOOR_ANSWER, answer),
         }
     }
 
@@ -240,6 +253,10 @@ impl Down {
                 Down::Lane(lane, state)
             }
             SIGNED => Down::Signed(Bytes::copy_from_slice(body)),
+            DOOR_ANSWER => {
+                bounded(body.len(), limits::DOOR_BYTES_MAX)?;
+                Down::Answer(Bytes::copy_from_slice(body))
+            }
             unknown if unknown >= SKIPPABLE => return Ok(None),
             unknown => return Err(MessageError::Kind(unknown)),
         }))
@@ -681,11 +698,11 @@ const CONTROL_MEMORY: usize = 16 * limits::CONTROL_BYTES_MAX;
 const HEAD_MEMORY: usize = 16 * limits::POST_HEAD_BYTES_MAX;
 const ANSWER_MEMORY: usize = 8 * limits::ANSWER_BYTES_MAX;
 
-fn encode(message: impl Encode) -> Result<Vec<u8>, MessageError> {
+pub(crate) fn encode(message: impl Encode) -> Result<Vec<u8>, MessageError> {
     bincode::encode_to_vec(message, bincode::config::standard()).map_err(|_| MessageError::Decode)
 }
 
-fn decode<T: Decode<()>, const MEMORY: usize>(bytes: &[u8]) -> Result<T, MessageError> {
+pub(crate) fn decode<T: Decode<()>, const MEMORY: usize>(bytes: &[u8]) -> Result<T, MessageError> {
     exactly(bytes, bincode::config::standard().with_limit::<MEMORY>())
 }
 

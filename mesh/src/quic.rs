@@ -40,8 +40,10 @@ use crate::{
     message::{self, CloseCode},
 };
 
+mod door;
 mod stream;
 
+pub use door::{DoorServer, Knock, Question, ask_at_door};
 use stream::Inlet;
 pub use stream::{AcceptError, ControlError, ControlReceiver, ControlSender, LaneError, LaneReceiver, LaneSender, StreamError};
 
@@ -88,9 +90,9 @@ impl Server {
 
     pub fn bind_with(listen: SocketAddr, keys: &Arc<Keys>, tuning: Tuning) -> Result<Server, Complaint> {
         let config = server_side(keys, tuning)?;
-        let socket = socket(listen).map_err(|error| not_bound(listen, &error))?;
-        let endpoint = endpoint(socket, Some(config)).map_err(|error| not_bound(listen, &error))?;
-        let address = endpoint.local_addr().map_err(|error| not_bound(listen, &error))?;
+        let socket = socket(listen).map_err(|error| not_bound(listen, &error, "agents.listen"))?;
+        let endpoint = endpoint(socket, Some(config)).map_err(|error| not_bound(listen, &error, "agents.listen"))?;
+        let address = endpoint.local_addr().map_err(|error| not_bound(listen, &error, "agents.listen"))?;
         Ok(Server {
             endpoint,
             address,
@@ -659,20 +661,22 @@ fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Resul
     Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
 }
 
-fn not_bound(listen: SocketAddr, error: &io::Error) -> Complaint {
+fn not_bound(listen: SocketAddr, error: &io::Error, field: &str) -> Complaint {
+    let another = format!("give another address as `{field}`");
     match error.kind() {
         io::ErrorKind::AddrInUse => Complaint::new(
             format!("port {}/udp on {} is in use by another program", listen.port(), listen.ip()),
-            "Stop it, or give another address as `agents.listen`",
+            format!("Stop it, or {another}"),
         ),
         io::ErrorKind::AddrNotAvailable => Complaint::new(
             format!("this computer has no address {}", listen.ip()),
-            "Give one of its own, or 0.0.0.0 for all, as `agents.listen`",
+            format!("Give one of its own, or 0.0.0.0 for all, as `{field}`"),
         ),
-        io::ErrorKind::PermissionDenied => {
-            Complaint::new(format!("this user may not listen on port {}/udp", listen.port()), "Give a port above 1023 as `agents.listen`")
-        }
-        _ => Complaint::new(format!("agents can't be received on {listen}: {error}"), "Give another address as `agents.listen`"),
+        io::ErrorKind::PermissionDenied => Complaint::new(
+            format!("this user may not listen on port {}/udp", listen.port()),
+            format!("Give a port above 1023 as `{field}`"),
+        ),
+        _ => Complaint::new(format!("nobody can be received on {listen}: {error}"), format!("Give another address as `{field}`")),
     }
 }
 

@@ -16,12 +16,17 @@ use muster_mesh::{
     queue::directory::Entry,
     quic::{AcceptError, Arriving, Connection, ControlError, ControlReceiver, ControlSender, LaneError, LaneReceiver, Server, StreamError},
 };
-use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     agents::{Agents, Bell, Registered},
     buffer,
+    door::Carrier,
     writer::LaneInbox,
 };
 
@@ -38,6 +43,8 @@ pub struct Branch {
     pub agents: Arc<Agents>,
     pub lanes: [LaneInbox; 2],
     pub clock: Arc<dyn Clock>,
+    /// Asks for certificates go this way.
+    pub carrier: Arc<Carrier>,
 }
 
 /// Takes agents until `stop`, then says goodbye to all of them.
@@ -198,7 +205,7 @@ async fn hello(connection: &Connection) -> Result<((ControlSender, ControlReceiv
     while let Some(message) = receiver.receive().await? {
         match Up::read(&message)? {
             Some(Up::Hello(hello)) => return Ok(((sender, receiver), hello)),
-            Some(Up::Holding(_) | Up::State(_)) => return Err(End::with(CloseCode::Message, "hello comes first")),
+            Some(Up::Holding(_) | Up::State(_) | Up::Ask(_)) => return Err(End::with(CloseCode::Message, "hello comes first")),
             None => {}
         }
     }
@@ -224,10 +231,14 @@ impl Visit {
         let Visit { connection, branch, device, registered, control: (mut sender, mut receiver), arrival } = self;
         let reader = Reader { id: registered.id, device, branch: branch.clone(), arrival, connection: connection.clone() };
         let mut readers = JoinSet::new();
+        // One at a time: an agent that asks without end waits for its own answers.
+        let (ask, asked) = mpsc::channel(1);
+        let (answer, answers) = mpsc::channel(1);
         let end = tokio::select! {
             code = registered.bell.ending() => End::with(code, "this relay ends the connection"),
-            end = listen(&mut receiver, &branch, registered.id) => end,
-            end = speak(&mut sender, &branch.agents, &registered.bell, registered.id) => end,
+            end = listen(&mut receiver, &branch, registered.id, ask) => end,
+            end = speak(&mut sender, &branch.agents, &registered.bell, registered.id, answers) => end,
+            () = carry(&branch.carrier, asked, answer) => End::with(CloseCode::Message, "the agent has no more to ask"),
             end = take_lanes(&connection, &reader, &mut readers) => end,
         };
         // Nothing more of it may reach an inbox once the next connection of the device asks what lies here.
@@ -237,7 +248,7 @@ impl Visit {
     }
 }
 
-async fn listen(receiver: &mut ControlReceiver, branch: &Branch, id: ConnectionId) -> End {
+async fn listen(receiver: &mut ControlReceiver, branch: &Branch, id: ConnectionId, ask: mpsc::Sender<Bytes>) -> End {
     loop {
         let heard = match receiver.receive().await {
             Ok(Some(message)) => Up::read(&message).map_err(End::from),
@@ -247,6 +258,11 @@ async fn listen(receiver: &mut ControlReceiver, branch: &Branch, id: ConnectionI
         match heard {
             Ok(Some(Up::Holding(tail))) => branch.agents.holding(id, &tail),
             Ok(Some(Up::State(state))) => branch.agents.state(id, state),
+            Ok(Some(Up::Ask(asked))) => {
+                if ask.try_send(asked).is_err() {
+                    return End::with(CloseCode::Message, "more asks than answers");
+                }
+            }
             Ok(Some(Up::Hello(_))) => return End::with(CloseCode::Message, "a second hello"),
             Ok(None) => {}
             Err(end) => return end,
@@ -254,7 +270,17 @@ async fn listen(receiver: &mut ControlReceiver, branch: &Branch, id: ConnectionI
     }
 }
 
-async fn speak(sender: &mut ControlSender, agents: &Agents, bell: &Bell, id: ConnectionId) -> End {
+/// Asks go to the hub and come back as answers, in order.
+async fn carry(carrier: &Carrier, mut asked: mpsc::Receiver<Bytes>, answer: mpsc::Sender<Bytes>) {
+    while let Some(ask) = asked.recv().await {
+        let answered = carrier.carry_for_agent(ask).await;
+        if answer.send(answered).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn speak(sender: &mut ControlSender, agents: &Agents, bell: &Bell, id: ConnectionId, mut answers: mpsc::Receiver<Bytes>) -> End {
     let mut acked = [0; 2];
     loop {
         while let Some(down) = agents.next_control(id) {
@@ -268,7 +294,16 @@ async fn speak(sender: &mut ControlSender, agents: &Agents, bell: &Bell, id: Con
                 return error.into();
             }
         }
-        bell.rung().await;
+        tokio::select! {
+            () = bell.rung() => {}
+            Some(answer) = answers.recv() => {
+                // Longer than a message may be: the agent asks again.
+                let Ok(frame) = Down::Answer(answer).frame() else { continue };
+                if let Err(error) = sender.send(frame).await {
+                    return error.into();
+                }
+            }
+        }
     }
 }
 

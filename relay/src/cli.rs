@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
-use muster_mesh::{complaint::Complaint, config, control, ids::Lane, queue::segment::Segments, state_dir::StateDir};
+use muster_mesh::{complaint::Complaint, config, control, ids::Lane, join, queue::segment::Segments, state_dir::StateDir};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     contents::{self, Contents, Verified},
+    enrolment,
     run::{self, CACHE_BYTES, Question},
 };
 
@@ -30,6 +31,12 @@ pub struct Cli {
 enum Verb {
     /// Run until SIGINT or SIGTERM.
     Run,
+    /// Join the mesh, as the relay that the token is for.
+    Enroll {
+        /// The token, or a file that holds it.
+        #[arg(value_name = "TOKEN|FILE")]
+        token: String,
+    },
     /// How the running relay stands.
     Status,
     /// What lies in its queues.
@@ -77,6 +84,7 @@ impl Cli {
         let state = config::expand(&config.state);
         match self.verb {
             Verb::Run => run::run(&config, stop).await.map(|()| true),
+            Verb::Enroll { token } => enroll(&state, &token).await,
             Verb::Status => status(&state).await,
             Verb::Queue(QueueVerb::Inspect { lane, segment, index, most, json }) => {
                 inspect(&state, Question::Inspect { lane, segment, index, most }, json).await
@@ -84,6 +92,13 @@ impl Cli {
             Verb::Queue(QueueVerb::Verify) => verify(&state),
         }
     }
+}
+
+/// A token is long, and a shell remembers what was typed: so a file will do.
+async fn enroll(state: &Path, token: &str) -> anyhow::Result<bool> {
+    let member = enrolment::enroll(state, &join::given(token)?).await?;
+    println!("This relay is {} now. Start it: muster-relay run", member.name);
+    Ok(true)
 }
 
 async fn ask(state: &Path, question: &Question) -> anyhow::Result<Value> {

@@ -1,10 +1,16 @@
 //! Quiet: the relay's configuration, fixed at the start. Its name and site are not in it: they are in its certificate.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use muster_certs::{Name, Role, identity::check_label};
 use muster_mesh::{complaint::Complaint, config::Bytes, ids::Lane, limits, quic::Tuning};
 use serde::Deserialize;
+
+use crate::sync::HubAddress;
 
 /// `relay.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -15,6 +21,8 @@ pub struct Config {
     pub agents: AgentsConfig,
     #[serde(default)]
     pub buffer: BufferConfig,
+    pub door: Option<DoorConfig>,
+    #[serde(default)]
     pub hub: HubConfig,
     #[serde(default)]
     pub status: StatusConfig,
@@ -25,9 +33,10 @@ pub struct Config {
 pub struct AgentsConfig {
     /// UDP.
     pub listen: SocketAddr,
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-    pub roots: PathBuf,
+    /// This and the next two together, or none of them: then the relay was enrolled.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub roots: Option<PathBuf>,
     /// Other sites whose agents may deliver here.
     #[serde(default)]
     pub guests: Vec<String>,
@@ -58,19 +67,28 @@ impl BufferConfig {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// Where agents come that have no certificate yet, or whose certificate has ended. Without it nobody can come so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct DoorConfig {
+    /// UDP.
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct HubConfig {
-    /// `host:port`
-    pub address: String,
-    /// As its certificate says it: `hub/hub-1`.
-    pub id: String,
-    #[serde(default = "usual_interval")]
+    /// `host:port`; an enrolled relay knows it.
+    pub address: Option<String>,
+    /// As its certificate says it: `hub/hub-1`; an enrolled relay knows it.
+    pub id: Option<String>,
     pub interval_s: u64,
 }
 
-fn usual_interval() -> u64 {
-    limits::SYNC_EVERY.as_secs()
+impl Default for HubConfig {
+    fn default() -> Self {
+        HubConfig { address: None, id: None, interval_s: limits::SYNC_EVERY.as_secs() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -93,7 +111,13 @@ const BUDGET_MIN: u64 = (limits::BUDGET_SEGMENTS_MIN * limits::POST_BYTES_MAX) a
 impl Config {
     /// What the types alone can't say.
     pub fn check(&self) -> Result<(), Complaint> {
-        self.hub_name()?;
+        self.hub_address()?;
+        let agents = &self.agents;
+        let given = [&agents.certificate, &agents.key, &agents.roots].into_iter().filter(|file| file.is_some()).count();
+        if given % 3 != 0 {
+            let fault = "`certificate`, `key` and `roots` belong together";
+            return Err(wrong("agents", fault, "Give all three, or none where this relay was enrolled"));
+        }
         for guest in &self.agents.guests {
             check_label(guest)
                 .map_err(|error| wrong("agents.guests", &error.to_string(), "Write sites as their agents' certificates have them"))?;
@@ -109,11 +133,26 @@ impl Config {
         Ok(())
     }
 
-    /// The hub that must answer.
-    pub fn hub_name(&self) -> Result<Name, Complaint> {
+    /// Certificate, key and roots. None: the relay was enrolled.
+    pub fn files(&self) -> Option<[&Path; 3]> {
+        let AgentsConfig { certificate, key, roots, .. } = &self.agents;
+        Some([certificate.as_deref()?, key.as_deref()?, roots.as_deref()?])
+    }
+
+    /// The hub that must answer, and where. None: an enrolled relay knows it.
+    pub fn hub_address(&self) -> Result<Option<HubAddress>, Complaint> {
+        let (address, id) = match (&self.hub.address, &self.hub.id) {
+            (Some(address), Some(id)) => (address.clone(), id),
+            (None, None) => return Ok(None),
+            _ => return Err(wrong("hub", "`address` and `id` belong together", "Give both, or none where this relay was enrolled")),
+        };
         let todo = "Write it as its certificate says it, like hub/hub-1";
-        let name: Name = self.hub.id.parse().map_err(|error: muster_certs::IdentityError| wrong("hub.id", &error.to_string(), todo))?;
-        if name.role() == Role::Hub { Ok(name) } else { Err(wrong("hub.id", &format!("{name} is no hub"), todo)) }
+        let name: Name = id.parse().map_err(|error: muster_certs::IdentityError| wrong("hub.id", &error.to_string(), todo))?;
+        if name.role() == Role::Hub {
+            Ok(Some(HubAddress { address, name }))
+        } else {
+            Err(wrong("hub.id", &format!("{name} is no hub"), todo))
+        }
     }
 
     pub fn interval(&self) -> Duration {
@@ -168,7 +207,7 @@ listen = "127.0.0.1:9465"
         let config = load(|text| text).unwrap();
         assert_eq!(config.state, Path::new("/var/lib/muster-relay"));
         assert_eq!((config.buffer.of(Lane::Telemetry).get(), config.interval().as_secs()), (20 << 30, 5));
-        assert_eq!(config.hub_name().unwrap().to_string(), "hub/hub-1");
+        assert_eq!(config.hub_address().unwrap().unwrap().name.to_string(), "hub/hub-1");
     }
 
     #[test]
@@ -180,6 +219,8 @@ listen = "127.0.0.1:9465"
             ("\"home\"", "\"Home Office\"", "`agents.guests`"),
             ("20 GiB", "1 MiB", "`buffer.budget`"),
             ("guests", "gests", "gests"),
+            ("key = \"/etc/muster/relay.key\"\n", "", "`agents`"),
+            ("id = \"hub/hub-1\"\n", "", "`hub`"),
             ("0.0.0.0:4433", "4433", "listen"),
         ] {
             let line = load(|text| text.replace(from, to)).unwrap_err().to_string();

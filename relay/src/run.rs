@@ -12,8 +12,8 @@ use std::{
 };
 
 use anyhow::Context;
-use muster_certs::{Keys, Role, SystemTime};
 use muster_mesh::{
+    asking::Renewing,
     chance,
     clock::{Clock, SystemClock},
     complaint::Complaint,
@@ -23,7 +23,7 @@ use muster_mesh::{
     limits,
     link::relay_sync::Rules,
     queue::{Position, directory::DirectoryError, segment::Segments},
-    quic::Server,
+    quic::{DoorServer, Server},
     state_dir::StateDir,
     status::Status,
 };
@@ -36,18 +36,20 @@ use crate::{
     agents::Agents,
     buffer::{Buffer, Size},
     config::{Config, segment_bytes},
-    sync::{FIRST_RETRY, HubAddress, HubSync, Line},
+    door::{self, Carrier},
+    enrolment::VERSION,
+    sync::{FIRST_RETRY, HubSync, Line},
+    who::Who,
     writer::{LaneInbox, Writer},
 };
 
 /// redb's cache of the segment that is written.
 pub const CACHE_BYTES: usize = limits::WRITTEN_CACHE_BYTES;
-/// A certificate that ends within this is worth a word at the start; a relay's lives for 14 days.
-const ENDS_SOON_MS: i64 = 4 * 24 * 3_600 * 1_000;
 
 /// A relay that runs.
 pub struct Relay {
     agents_address: SocketAddr,
+    door_address: Option<SocketAddr>,
     status_address: SocketAddr,
     agents: Arc<Agents>,
     lanes: [LaneInbox; 2],
@@ -66,14 +68,17 @@ impl Relay {
     pub async fn start(config: &Config) -> anyhow::Result<Relay> {
         config.check()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let keys = keys(config, clock.now().wall_ms)?;
-        let line = Line::new(&keys, &HubAddress { address: config.hub.address.clone(), name: config.hub_name()? })?;
         let state = StateDir::open(&expand(&config.state), "relay")?;
+        let Who { keys, hub, home } = Who::find(config, state.path(), clock.now().wall_ms)?;
+        let line = Arc::new(Line::new(&keys, &hub)?);
+        let carrier = Arc::new(Carrier::new(line.clone()));
         let status = Status::install();
         let agents = Arc::new(Agents::new(clock.now().wall_ms.max(0) as u64));
         let (lanes, writers) = buffers(config, state.path(), &agents, &clock)?;
         let server = Server::bind_with(config.agents.listen, &keys, config.agents.network)?;
         let agents_address = server.address();
+        let strangers = config.door.map(|door| DoorServer::bind(door.listen, &keys)).transpose()?;
+        let door_address = strangers.as_ref().map(DoorServer::address);
         let (closing_door, closing) = (CancellationToken::new(), CancellationToken::new());
         let ready = Arc::new(AtomicBool::new(false));
 
@@ -81,18 +86,41 @@ impl Relay {
         let asked = Asked { agents: agents.clone(), lanes: lanes.clone(), name: keys.identity().name.to_string() };
         let control = control::serve(&state, move |question| asked.clone().answer(question), closing.clone()).await?;
         let site = keys.identity().name.site().unwrap_or_default().to_owned();
-        let branch =
-            Branch { site, guests: config.agents.guests.clone(), agents: agents.clone(), lanes: lanes.clone(), clock: clock.clone() };
+        let branch = Branch {
+            site,
+            guests: config.agents.guests.clone(),
+            agents: agents.clone(),
+            lanes: lanes.clone(),
+            clock: clock.clone(),
+            carrier: carrier.clone(),
+        };
         let door = tokio::spawn(accept::serve(server, Arc::new(branch), closing_door.clone()));
         let (interval, first_retry) = (config.interval(), FIRST_RETRY);
+        let mut services = vec![health, control];
+        if let Some(strangers) = strangers {
+            services.push(tokio::spawn(door::serve(strangers, carrier, clock.clone(), closing.clone())));
+        }
+        if let Some(home) = home {
+            let renewing = Renewing {
+                home,
+                keys: keys.clone(),
+                clock: clock.clone(),
+                way: line.clone(),
+                wake: Arc::default(),
+                version: VERSION,
+                changed: Box::new(|_| ()),
+            };
+            services.push(tokio::spawn(renewing.run(closing.clone())));
+        }
         let sync = Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, interval, first_retry });
         let syncs = Lane::ALL.map(|lane| tokio::spawn(sync.clone().run(lane, closing.clone()))).into();
         let gauges = tokio::spawn(measure(agents.clone(), closing.clone()));
         ready.store(true, Ordering::Relaxed);
-        tracing::info!(%agents_address, hub = config.hub.address, "muster-relay takes agents of {}", keys.identity().name.site().unwrap_or_default());
-        let services = vec![health, control, gauges];
+        tracing::info!(%agents_address, hub = hub.address, "muster-relay takes agents of {}", keys.identity().name.site().unwrap_or_default());
+        services.push(gauges);
         Ok(Relay {
             agents_address,
+            door_address,
             status_address,
             agents,
             lanes,
@@ -110,6 +138,11 @@ impl Relay {
     /// Where agents dial.
     pub fn agents_address(&self) -> SocketAddr {
         self.agents_address
+    }
+
+    /// Where those without a certificate ask.
+    pub fn door_address(&self) -> Option<SocketAddr> {
+        self.door_address
     }
 
     /// Where health and metrics are asked.
@@ -149,19 +182,6 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
     let relay = Relay::start(config).await?;
     stop.cancelled().await;
     relay.stop().await
-}
-
-fn keys(config: &Config, now_ms: i64) -> anyhow::Result<Arc<Keys>> {
-    let [certificate, key, roots] = [&config.agents.certificate, &config.agents.key, &config.agents.roots].map(|path| expand(path));
-    let keys = Keys::load(&certificate, &key, &roots, Role::Relay, Arc::new(SystemTime))
-        .map_err(|error| Complaint::new(error.to_string(), "Name this relay's own files in [agents]"))?;
-    // It collects and keeps all the same: an ended certificate never stops what is under way here.
-    if let Err(error) = keys.check_time(now_ms) {
-        tracing::warn!("{error}: agents and hub won't talk to this relay before it has a new certificate");
-    } else if keys.expired(now_ms + ENDS_SOON_MS) {
-        tracing::warn!("this relay's certificate ends within 4 days: issue a new one");
-    }
-    Ok(keys)
 }
 
 type Buffers = ([LaneInbox; 2], Vec<thread::JoinHandle<()>>);

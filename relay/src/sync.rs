@@ -5,11 +5,12 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use muster_certs::{DIALLED_NAME, Keys, Name, client_config};
+use muster_certs::{DIALLED_NAME, Keys, Name, Trusted, client_config, stranger_config};
 use muster_mesh::{
     chance,
     clock::Clock,
     complaint::Complaint,
+    door::{DOOR_CONTENT_TYPE, DOOR_PROTOCOL},
     ids::Lane,
     limits,
     message::{Answer, CloseCode, PostHead, SYNC_CONTENT_TYPE, SYNC_PROTOCOL, Snapshot, Taken},
@@ -19,6 +20,7 @@ use reqwest::{
     dns::{Addrs, Resolve, Resolving},
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
+use rustls::time_provider::TimeProvider;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +63,7 @@ pub struct HubAddress {
 
 /// What both lanes' syncs share.
 pub struct HubSync {
-    pub line: Line,
+    pub line: Arc<Line>,
     pub agents: Arc<Agents>,
     pub lanes: [LaneInbox; 2],
     pub clock: Arc<dyn Clock>,
@@ -292,6 +294,13 @@ fn answer_name(answer: &Answer) -> &'static str {
 pub struct Line {
     client: reqwest::Client,
     url: String,
+    door: String,
+}
+
+/// A line to the hub's door, for who has no certificate.
+pub struct StrangersLine {
+    client: reqwest::Client,
+    door: String,
 }
 
 /// A POST that wasn't answered as one, as the next step needs to know it. The envelopes stay in each case.
@@ -330,25 +339,19 @@ impl Line {
         let wrong = |why: String| {
             Complaint::new(format!("the hub can't be dialled with these keys: {why}"), "Name a relay's certificate in [agents]")
         };
-        let (_, port) =
-            hub.address.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()).ok_or_else(|| {
-                Complaint::new(format!("`hub.address` is {:?}, which is no host and port", hub.address), "Write it as hub.example.org:8444")
-            })?;
+        let port = port_of(&hub.address).ok_or_else(|| {
+            Complaint::new(format!("`hub.address` is {:?}, which is no host and port", hub.address), "Write it as hub.example.org:8444")
+        })?;
         let tls = client_config(keys, &hub.name, ALPN).map_err(|error| wrong(error.to_string()))?;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .dns_resolver(Configured(hub.address.clone().into()))
-            .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(POST_TIMEOUT)
-            .http2_keep_alive_interval(ALIVE_EVERY)
-            .http2_keep_alive_timeout(ALIVE_EVERY)
-            .build()
-            .map_err(|error| wrong(error.to_string()))?;
+        let client = client(tls, &hub.address).map_err(|error| wrong(error.to_string()))?;
         // The name says nothing: whom it reaches is configured, and who answers is checked in the handshake.
-        Ok(Line { client, url: format!("https://{DIALLED_NAME}:{port}/sync/{SYNC_PROTOCOL}") })
+        let url = |path: &str, protocol: u16| format!("https://{DIALLED_NAME}:{port}/{path}/{protocol}");
+        Ok(Line { client, url: url("sync", SYNC_PROTOCOL), door: url("door", DOOR_PROTOCOL) })
+    }
+
+    /// Carries an ask for a certificate, and its answer back.
+    pub async fn ask(&self, ask: Bytes) -> Result<Bytes, PostError> {
+        ask_at(&self.client, &self.door, ask).await
     }
 
     /// Sends one POST and reads its answer.
@@ -366,6 +369,53 @@ impl Line {
             other => Err(PostError::Nonsense(format!("status {other}"))),
         }
     }
+}
+
+impl StrangersLine {
+    /// A line to the door at `address`, where exactly `name` must answer, with one of the trusted roots behind it.
+    pub fn new(address: &str, trusted: &Trusted, name: &Name, time: Arc<dyn TimeProvider>) -> Result<StrangersLine, Complaint> {
+        let wrong = |why: String| Complaint::new(format!("the hub's door can't be dialled: {why}"), "Ask for a new join token");
+        let port = port_of(address).ok_or_else(|| wrong(format!("{address:?} is no host and port")))?;
+        let tls = stranger_config(trusted, name, time, ALPN).map_err(|error| wrong(error.to_string()))?;
+        let client = client(tls, address).map_err(|error| wrong(error.to_string()))?;
+        Ok(StrangersLine { client, door: format!("https://{DIALLED_NAME}:{port}/door/{DOOR_PROTOCOL}") })
+    }
+
+    pub async fn ask(&self, ask: Bytes) -> Result<Bytes, PostError> {
+        ask_at(&self.client, &self.door, ask).await
+    }
+}
+
+async fn ask_at(client: &reqwest::Client, url: &str, ask: Bytes) -> Result<Bytes, PostError> {
+    let sent = client.post(url).header(CONTENT_TYPE, DOOR_CONTENT_TYPE).body(ask).send().await;
+    let response = sent.map_err(unreachable)?;
+    let (status, retry_after) = (response.status(), retry_after(&response));
+    let bytes = whole(response).await?;
+    match status {
+        StatusCode::OK => Ok(bytes),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Err(PostError::Busy(retry_after)),
+        StatusCode::NOT_FOUND => Err(PostError::Protocol(words(&bytes))),
+        other => Err(PostError::Nonsense(format!("status {other}"))),
+    }
+}
+
+fn port_of(address: &str) -> Option<u16> {
+    let (host, port) = address.rsplit_once(':')?;
+    port.parse().ok().filter(|_| !host.is_empty())
+}
+
+fn client(tls: rustls::ClientConfig, address: &str) -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .dns_resolver(Configured(address.into()))
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(POST_TIMEOUT)
+        .http2_keep_alive_interval(ALIVE_EVERY)
+        .http2_keep_alive_timeout(ALIVE_EVERY)
+        .build()
 }
 
 fn retry_after(response: &reqwest::Response) -> Option<Duration> {

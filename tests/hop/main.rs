@@ -219,6 +219,7 @@ impl Town {
             keeper: keeper.clone(),
             doing: said,
             news: papers.clone(),
+            asks: Default::default(),
             wake: wake.clone(),
             link,
         };
@@ -261,14 +262,15 @@ impl Office {
             state: at("state"),
             agents: AgentsConfig {
                 listen: listen.parse().unwrap(),
-                certificate: at("relay.pem"),
-                key: at("relay.key"),
-                roots: at("roots.pem"),
+                certificate: Some(at("relay.pem")),
+                key: Some(at("relay.key")),
+                roots: Some(at("roots.pem")),
                 guests: Vec::new(),
                 network: Tuning::default(),
             },
             buffer: BufferConfig { budget: Bytes(64 << 20), pictures_budget: Bytes(64 << 20) },
-            hub: HubConfig { address: hub.to_owned(), id: "hub/hub-1".to_owned(), interval_s: 1 },
+            door: None,
+            hub: HubConfig { address: Some(hub.to_owned()), id: Some("hub/hub-1".to_owned()), interval_s: 1 },
             status: StatusConfig { listen: "127.0.0.1:0".parse().unwrap() },
         };
         let relay = Relay::start(&config).await.unwrap();

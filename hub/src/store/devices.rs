@@ -1,8 +1,8 @@
 //! Async: devices, whose they are, and what is known of their spools' numbers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use muster_certs::Issued;
+use muster_certs::{Issued, Name};
 use muster_mesh::{
     ids::{DeviceId, Lane, SpoolId},
     link::hub_ranges::SpoolRow,
@@ -57,9 +57,16 @@ impl Store {
         // Locked in one order: another hub reads the same list.
         let select = format!("SELECT {COLUMNS} FROM devices ORDER BY id {}", self.engine.locking());
         let rows = sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(&mut *writing.transaction).await?;
+        // Those who were enrolled here are whose this hub has said they are.
+        let members = sqlx::query("SELECT name FROM members").fetch_all(&mut *writing.transaction).await?;
+        let members: Vec<String> = members.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        let enrolled: HashSet<DeviceId> = members.iter().filter_map(|name| name.parse::<Name>().ok()?.device()).map(DeviceId).collect();
         let mut changed = false;
         for row in &rows {
             let old = device_row(row)?;
+            if enrolled.contains(&old.device) {
+                continue;
+            }
             let new = listed.get(&old.device);
             let (person, display, site) = (new.map(|new| &new.person), new.map(|new| &new.name), new.map(|new| &new.site));
             if (old.person.as_ref(), old.display.as_ref(), old.site.as_ref()) == (person, display, site) {

@@ -530,3 +530,67 @@ fn envelope(lane: Lane, seq: u64, body: usize) -> Bytes {
     let body: Vec<u8> = (0..body as u64).map(|i| (i.wrapping_mul(seq) >> 3) as u8).collect();
     frame(&header, &body)
 }
+
+// --- the door for those without a certificate ---
+
+#[tokio::test]
+async fn a_stranger_asks_at_a_door_and_is_answered() {
+    let branch = Branch::new();
+    let keys = branch.keys(relay_name("oslo-1"));
+    let (address, door) = echoing(&keys);
+    let answer = ask_at_door(&address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"who are you").await.unwrap();
+    assert_eq!(answer, b"who are you, from 127.0.0.1");
+    let longest = vec![7; limits::DOOR_BYTES_MAX];
+    let error = ask_at_door(&address, &trusted(&keys), &relay_name("oslo-2"), Arc::new(SystemTime), &longest).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Untrusted(_)), "{error:?}");
+    let stranger = Branch::new().keys(relay_name("oslo-1"));
+    let error = ask_at_door(&address, &trusted(&stranger), &relay_name("oslo-1"), Arc::new(SystemTime), &longest).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Untrusted(_)), "{error:?}");
+    // None of these stood in the way of the next.
+    assert!(ask_at_door(&address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"again").await.is_ok());
+    door.abort();
+}
+
+#[tokio::test]
+async fn a_question_that_is_too_long_is_not_heard() {
+    let branch = Branch::new();
+    let keys = branch.keys(relay_name("oslo-1"));
+    let (address, door) = echoing(&keys);
+    let long = vec![7; limits::DOOR_BYTES_MAX + 1];
+    let asked = ask_at_door(&address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), &long).await;
+    assert!(asked.is_err(), "{asked:?}");
+    door.abort();
+}
+
+#[tokio::test]
+async fn an_agents_listener_is_no_door_and_a_door_is_no_listener_for_agents() {
+    let branch = Branch::new();
+    let keys = branch.keys(relay_name("oslo-1"));
+    let listener = Door::open(&keys);
+    let asked = ask_at_door(&listener.address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"?").await;
+    assert!(asked.is_err(), "{asked:?}");
+    let (address, door) = echoing(&keys);
+    let error = branch.agent().connect(&address, &relay_name("oslo-1"), SOON).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Protocol), "{error:?}");
+    door.abort();
+}
+
+/// A door that says back what it was asked, and by whom.
+fn echoing(keys: &Arc<Keys>) -> (String, JoinHandle<()>) {
+    let door = DoorServer::bind("127.0.0.1:0".parse().unwrap(), keys).unwrap();
+    let address = door.address().to_string();
+    let serving = tokio::spawn(async move {
+        while let Some(knock) = door.knocked().await {
+            let from = knock.address().ip();
+            let Some(question) = knock.question().await else { continue };
+            let answer = format!("{}, from {from}", String::from_utf8_lossy(&question.ask));
+            question.answer(answer.as_bytes()).await;
+        }
+    });
+    (address, serving)
+}
+
+fn trusted(keys: &Keys) -> muster_certs::Trusted {
+    let roots = muster_certs::Fingerprint::of_roots(&keys.roots_pem()).unwrap();
+    muster_certs::Trusted { domain: keys.identity().domain, roots }
+}

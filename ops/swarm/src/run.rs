@@ -76,6 +76,7 @@ pub async fn run(args: cli::Run) -> anyhow::Result<Outcome> {
             keeper: keeper.clone(),
             doing: state,
             news: Arc::new(NoNews),
+            asks: Default::default(),
             wake: Arc::new(Notify::new()),
             link: watch::channel(Link::default()).0,
         };

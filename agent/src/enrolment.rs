@@ -1,0 +1,128 @@
+//! Async: `muster-agent enroll TOKEN`: from a join token to a member of the mesh; and the ways by which a running agent asks the hub.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use muster_certs::{Fingerprint, Keys, Name, Role, SystemTime, Trusted};
+use muster_mesh::{
+    asking::{Asking, Way},
+    complaint::Complaint,
+    door::{Said, Standing, Wish},
+    join::{JoinToken, Kind},
+    member::{Home, Member},
+    quic::ask_at_door,
+    state_dir::StateDir,
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+use crate::uplink::Link;
+
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Longer than a relay waits for the hub.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Asks that wait for the uplink; there is one task that asks.
+pub const ASKS_WAITING_MAX: usize = 1;
+
+/// Joins with a token, as whom the hub says. The state folder must not be in use.
+pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
+    let todo = "Ask whoever looks after the mesh for a new one";
+    let token: JoinToken = token.parse().map_err(|error| Complaint::new(format!("{error}"), todo))?;
+    if token.kind != Kind::Agent {
+        return Err(Complaint::new("this join token is for a branch office's relay", todo).into());
+    }
+    let state = StateDir::open(state, "agent")?;
+    let home = Home::of(state.path());
+    if let Some(member) = home.member()? {
+        let what = format!("this computer is {} already", member.name);
+        return Err(Complaint::new(what, "It belongs to one person for life; for another, use another state folder").into());
+    }
+    let (device_key, request) = (home.device_key()?, home.request()?);
+    let asking = Asking { device_key: &device_key, seal: &token.seal(), version: VERSION };
+    let mut last = None;
+    for (address, name) in token.doors() {
+        let way = AtDoor { address: address.to_owned(), name: name.clone(), trusted: token.trusted() };
+        let wish = Wish::Enroll { token: token.id, secret: token.secret };
+        match asking.ask(&way, wish, &request).await {
+            Ok(Said::Issued(issued)) => return Ok(home.joined(&issued, &request, Role::Agent, None, Arc::new(SystemTime))?),
+            Ok(Said::Waiting) => last = Some("the hub wants an admin to approve it first".to_owned()),
+            Ok(Said::Refused(refusal)) => return Err(Complaint::new(refusal.to_string(), "").into()),
+            Err(error) => last = Some(format!("{name} at {address}: {error}")),
+        }
+    }
+    let why = last.unwrap_or_else(|| "the join token names nobody to ask".to_owned());
+    Err(Complaint::new(why, "Try again; the same token still counts").into())
+}
+
+/// What a person is told who has just joined.
+pub fn said(member: &Member) -> String {
+    let first = format!("This computer is {} now.", member.name);
+    match member.standing {
+        Standing::Approved => format!("{first} Start it: muster-agent run"),
+        Standing::Waiting => format!("{first} An admin still has to say whose it is; until then it connects and collects nothing."),
+    }
+}
+
+/// A relay's door.
+struct AtDoor {
+    address: String,
+    name: Name,
+    trusted: Trusted,
+}
+
+impl Way for AtDoor {
+    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+        let asked = ask_at_door(&self.address, &self.trusted, &self.name, Arc::new(SystemTime), &ask).await;
+        asked.map_err(|error| error.to_string())
+    }
+}
+
+/// An ask on its way through the uplink.
+pub struct Asked {
+    pub ask: Bytes,
+    pub answer: oneshot::Sender<Bytes>,
+}
+
+/// The way of a running agent: through its relay while it is connected, and at its relays' doors while it isn't, as after a certificate's end.
+pub struct ThroughRelay {
+    pub asks: mpsc::Sender<Asked>,
+    pub linked: watch::Receiver<Link>,
+    pub home: Home,
+    pub keys: Arc<Keys>,
+}
+
+impl Way for ThroughRelay {
+    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+        if self.linked.borrow().relay.is_some() {
+            return self.through_the_uplink(ask).await;
+        }
+        let member = self.home.member().map_err(|error| error.to_string())?.ok_or("this computer was never enrolled")?;
+        let roots = Fingerprint::of_roots(&self.keys.roots_pem()).map_err(|error| error.to_string())?;
+        let trusted = Trusted { domain: self.keys.identity().domain, roots };
+        let mut last = "no relay's door is known".to_owned();
+        for dial in member.dial {
+            let Ok(name) = dial.name.parse() else { continue };
+            match (AtDoor { address: dial.door, name, trusted: trusted.clone() }).ask(ask.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+impl ThroughRelay {
+    async fn through_the_uplink(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.asks.send(Asked { ask: ask.into(), answer }).await.ok()?;
+            answered.await.ok()
+        };
+        match timeout(PATIENCE, asked).await {
+            Ok(Some(answer)) => Ok(answer.to_vec()),
+            Ok(None) | Err(_) => Err("the relay didn't answer".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,45 @@
+-- Those who were enrolled here: their join tokens, who they are, and every certificate that was issued to them.
+
+CREATE TABLE join_tokens (
+    id TEXT NOT NULL PRIMARY KEY,    -- hex, as is everything binary here: people see it
+    secret TEXT NOT NULL,            -- its SHA-256
+    role TEXT NOT NULL,              -- agent, relay
+    site TEXT NOT NULL,
+    relay TEXT,                      -- a relay's id
+    person TEXT,                     -- null: an admin says of each device whose it is
+    display TEXT,
+    uses_left BIGINT NOT NULL,
+    made_ms BIGINT NOT NULL,
+    ends_ms BIGINT NOT NULL,
+    made_by TEXT NOT NULL
+);
+CREATE TABLE members (
+    name TEXT NOT NULL PRIMARY KEY,  -- site/oslo/agent/…
+    device_key TEXT NOT NULL,        -- Ed25519
+    join_state BIGINT NOT NULL,
+    approved BIGINT NOT NULL,
+    token TEXT NOT NULL,
+    joined_ms BIGINT NOT NULL,
+    version TEXT NOT NULL,           -- of its program, at the last request
+    allowed BIGINT NOT NULL,         -- recoveries that an admin has approved and that weren't used yet
+    waits_ms BIGINT,                 -- since when it waits for an admin to approve a recovery
+    cloned_ms BIGINT,                -- when somebody showed a join state from before a later one
+    denied_ms BIGINT
+);
+CREATE TABLE certificates (
+    public_key TEXT NOT NULL PRIMARY KEY, -- SHA-256 of the SubjectPublicKeyInfo: one key is always answered alike
+    name TEXT NOT NULL REFERENCES members (name),
+    serial TEXT NOT NULL,
+    chain TEXT NOT NULL,             -- PEM
+    recovery BIGINT NOT NULL,        -- 1: the one before it had ended
+    issued_ms BIGINT NOT NULL,
+    not_after_ms BIGINT NOT NULL
+);
+CREATE INDEX certificates_of_a_member ON certificates (name, not_after_ms);
+-- Where others find a relay.
+CREATE TABLE dials (
+    name TEXT NOT NULL PRIMARY KEY,  -- site/oslo/relay/oslo-1
+    site TEXT NOT NULL,
+    address TEXT NOT NULL,
+    door TEXT NOT NULL
+);

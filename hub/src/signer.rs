@@ -1,0 +1,357 @@
+//! Async: the hub's word to those who ask for a certificate: to someone with a join token, to a member whose certificate is due or has ended.
+//!
+//! What decides is the device key that was bound at enrolment and the join state, which rises with each enrolment and recovery. One public key
+//! is always answered alike: an answer that was lost costs nobody anything, and one that is asked for again counts once.
+
+use std::sync::Arc;
+
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    hmac,
+};
+use data_encoding::HEXLOWER;
+use muster_certs::{Ca, Identity, Issuer, Name, Requested, Role, issuer::leaf_life_ms, read_leaf};
+use muster_mesh::{
+    clock::Clock,
+    door::{Answer, Ask, Dial, Issued, NONCE_BYTES, Nonce, Opened, Plea, Refusal, Said, Standing, Wish},
+    seal::SealKey,
+};
+use uuid::Uuid;
+
+use crate::store::{CertificateRow, Grant, MemberRow, Store, StoreError, Writing};
+
+/// A number is good for this long, by the hub's own clock.
+const NONCE_LIFE_MS: i64 = 5 * 60 * 1_000;
+/// Recoveries in [`RECOVERIES_WITHIN_MS`] that need nobody; then an admin has to approve.
+const RECOVERIES_ALONE: i64 = 2;
+const RECOVERIES_WITHIN_MS: i64 = 365 * 86_400_000;
+/// Somebody whom the database keeps waiting comes again after this.
+const BUSY_S: u32 = 5;
+
+/// How long certificates live, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lives {
+    pub agent_ms: i64,
+    pub relay_ms: i64,
+}
+
+impl Default for Lives {
+    fn default() -> Lives {
+        Lives { agent_ms: leaf_life_ms(Role::Agent), relay_ms: leaf_life_ms(Role::Relay) }
+    }
+}
+
+/// Where relays find this hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubAt {
+    pub name: Name,
+    pub address: String,
+    pub door: String,
+}
+
+/// Whoever holds the issuing key.
+pub struct Signer {
+    store: Arc<Store>,
+    clock: Arc<dyn Clock>,
+    issuer: Issuer,
+    roots: String,
+    seal: SealKey,
+    nonces: hmac::Key,
+    lives: Lives,
+    hub: HubAt,
+}
+
+/// Why nothing is said, or what.
+enum Stop {
+    Refuse(Refusal),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Stop {
+        Stop::Store(error)
+    }
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Stop {
+        Stop::Refuse(refusal)
+    }
+}
+
+impl Signer {
+    pub fn new(store: Arc<Store>, clock: Arc<dyn Clock>, ca: Ca, seal: SealKey, lives: Lives, hub: HubAt) -> Signer {
+        let derived = digest(&SHA256, &[b"muster-nonces-1\0".as_slice(), &seal.to_bytes()].concat());
+        let nonces = hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref());
+        let (issuer, roots) = ca.into_parts();
+        Signer { store, clock, issuer, roots, seal, nonces, lives, hub }
+    }
+
+    /// The trust domain.
+    pub fn domain(&self) -> &str {
+        self.issuer.domain()
+    }
+
+    /// The roots that stand behind what is issued: PEM.
+    pub fn roots(&self) -> &str {
+        &self.roots
+    }
+
+    /// What others seal to.
+    pub fn seal(&self) -> muster_mesh::seal::SealTo {
+        self.seal.public()
+    }
+
+    /// Where relays find this hub.
+    pub fn hub(&self) -> &HubAt {
+        &self.hub
+    }
+
+    /// Milliseconds UTC, by this hub's clock.
+    pub fn now_ms(&self) -> i64 {
+        self.clock.now().wall_ms
+    }
+
+    /// Answers one ask. What doesn't open or read is told so, and nothing else.
+    pub async fn answer(&self, ask: &[u8]) -> Answer {
+        let opened = match Ask::read(ask) {
+            Ok(Ask::Nonce) => return Answer::Nonce(self.nonce(self.clock.now().wall_ms)),
+            Ok(Ask::Sealed(sealed)) => Plea::open(&sealed, &self.seal).ok(),
+            Err(_) => None,
+        };
+        let Some(opened) = opened.filter(|opened| self.is_fresh(&opened.plea.nonce)) else {
+            count("unreadable", "unreadable");
+            return Answer::Unreadable;
+        };
+        let kind = opened.plea.wish.kind();
+        let said = match self.hear(&opened).await {
+            Ok(said) => said,
+            Err(Stop::Refuse(refusal)) => Said::Refused(refusal),
+            Err(Stop::Store(error)) => {
+                tracing::warn!(%error, kind, "a request for a certificate isn't answered now");
+                count(kind, "busy");
+                return Answer::Busy { seconds: BUSY_S };
+            }
+        };
+        match &said {
+            Said::Issued(issued) => count(kind, if issued.standing == Standing::Approved { "issued" } else { "waiting" }),
+            Said::Waiting => count(kind, "waiting"),
+            Said::Refused(refusal) => count(kind, refusal.name()),
+        }
+        opened.answer(&said).unwrap_or(Answer::Busy { seconds: BUSY_S })
+    }
+
+    // --- numbers ---
+
+    fn nonce(&self, at_ms: i64) -> Nonce {
+        let mut nonce = [0; NONCE_BYTES];
+        let (at, tag) = nonce.split_at_mut(8);
+        at.copy_from_slice(&at_ms.to_le_bytes());
+        let signed = hmac::sign(&self.nonces, at);
+        tag.copy_from_slice(&signed.as_ref()[..NONCE_BYTES - 8]);
+        nonce
+    }
+
+    fn is_fresh(&self, nonce: &Nonce) -> bool {
+        let Some(at_ms) = nonce.first_chunk().map(|at| i64::from_le_bytes(*at)) else { return false };
+        let age_ms = self.clock.now().wall_ms.saturating_sub(at_ms);
+        self.nonce(at_ms) == *nonce && age_ms.saturating_abs() <= NONCE_LIFE_MS
+    }
+
+    // --- pleas ---
+
+    async fn hear(&self, opened: &Opened) -> Result<Said, Stop> {
+        let plea = &opened.plea;
+        let requested = Requested::read(&plea.request).map_err(|_| Refusal::Request)?;
+        let public_key = hex_digest(&requested.public_key());
+        let mut writing = self.store.write().await?;
+        if let Some(kept) = writing.certificate(&public_key).await? {
+            return self.again(&mut writing, plea, &kept).await;
+        }
+        let asked = Asked { requested, public_key, device_key: HEXLOWER.encode(&plea.device_key), version: &plea.version };
+        let said = match &plea.wish {
+            Wish::Enroll { token, secret } => self.enroll(&mut writing, &asked, token, secret).await?,
+            Wish::Renew { name, join_state } => self.renew(&mut writing, &asked, name, *join_state).await?,
+        };
+        writing.commit().await?;
+        Ok(said)
+    }
+
+    /// The same answer as before, with what holds now.
+    async fn again(&self, writing: &mut Writing<'_>, plea: &Plea, kept: &CertificateRow) -> Result<Said, Stop> {
+        let member = writing.member(&kept.name).await?.ok_or(Refusal::Unknown)?;
+        if member.device_key != HEXLOWER.encode(&plea.device_key) {
+            return Err(Refusal::Unknown.into());
+        }
+        if member.denied_ms.is_some() {
+            return Err(Refusal::Denied.into());
+        }
+        self.issued(&member, kept.chain.clone()).await
+    }
+
+    async fn enroll(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, token: &[u8; 8], secret: &[u8; 32]) -> Result<Said, Stop> {
+        let now_ms = self.clock.now().wall_ms;
+        let (token, secret) = (HEXLOWER.encode(token), secret_digest(secret));
+        let (role, grant) = match writing.use_token(&token, &secret, Role::Agent.as_str(), now_ms).await? {
+            Some(grant) => (Role::Agent, grant),
+            None => {
+                let relay = writing.use_token(&token, &secret, Role::Relay.as_str(), now_ms).await?;
+                (Role::Relay, relay.ok_or(Refusal::Token)?)
+            }
+        };
+        let name = named(role, &grant).ok_or(Refusal::Token)?;
+        let approved = role == Role::Relay || grant.person.is_some();
+        if let Some(device) = name.device() {
+            writing.keep_owner(&device, &grant).await?;
+        }
+        // A relay's computer may be replaced: a new token for its name binds the new one's key.
+        let before = writing.member(&name.to_string()).await?;
+        let member = MemberRow {
+            name: name.to_string(),
+            device_key: asked.device_key.clone(),
+            join_state: before.map_or(1, |before| before.join_state + 1),
+            approved,
+            token,
+            joined_ms: now_ms,
+            version: asked.version.to_owned(),
+            allowed: 0,
+            waits_ms: None,
+            cloned_ms: None,
+            denied_ms: None,
+        };
+        writing.keep_member(&member).await?;
+        tracing::info!(%name, approved, "somebody was enrolled");
+        self.sign(writing, asked, &name, &member, false).await
+    }
+
+    async fn renew(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, name: &str, join_state: u64) -> Result<Said, Stop> {
+        let now_ms = self.clock.now().wall_ms;
+        let name: Name = name.parse().map_err(|_| Refusal::Unknown)?;
+        let Some(mut member) = writing.member(&name.to_string()).await?.filter(|member| member.device_key == asked.device_key) else {
+            return Err(Refusal::Unknown.into());
+        };
+        if member.denied_ms.is_some() {
+            return Err(Refusal::Denied.into());
+        }
+        if i64::try_from(join_state) != Ok(member.join_state) {
+            tracing::error!(%name, "a request with a join state from before a later one: two disks have one device's key");
+            metrics::counter!("muster_hub_clones_total").increment(1);
+            if member.cloned_ms.is_none() {
+                member.cloned_ms = Some(now_ms);
+                writing.keep_member(&member).await?;
+            }
+            return Ok(Said::Refused(Refusal::Cloned));
+        }
+        member.version = asked.version.to_owned();
+        let (end_ms, recoveries) = writing.issued_to(&member.name, now_ms.saturating_sub(RECOVERIES_WITHIN_MS)).await?;
+        let recovers = end_ms.is_none_or(|end_ms| end_ms < now_ms);
+        if recovers {
+            if recoveries >= RECOVERIES_ALONE && member.allowed == 0 {
+                member.waits_ms = member.waits_ms.or(Some(now_ms));
+                writing.keep_member(&member).await?;
+                return Ok(Said::Waiting);
+            }
+            if recoveries >= RECOVERIES_ALONE {
+                member.allowed -= 1;
+            }
+            (member.waits_ms, member.join_state) = (None, member.join_state + 1);
+            tracing::info!(%name, "somebody whose certificate had ended came back");
+        }
+        writing.keep_member(&member).await?;
+        self.sign(writing, asked, &name, &member, recovers).await
+    }
+
+    async fn sign(
+        &self,
+        writing: &mut Writing<'_>,
+        asked: &Asked<'_>,
+        name: &Name,
+        member: &MemberRow,
+        recovery: bool,
+    ) -> Result<Said, Stop> {
+        let now_ms = self.clock.now().wall_ms;
+        if now_ms > self.issuer.not_after_ms() {
+            return Err(Refusal::NoIssuer.into());
+        }
+        let life_ms = match name.role() {
+            Role::Agent => self.lives.agent_ms,
+            Role::Relay | Role::Hub | Role::Control => self.lives.relay_ms,
+        };
+        let inside = |error: String| Stop::Store(StoreError::Other(format!("a certificate can't be made: {error}")));
+        let identity = Identity::new(self.domain(), name.clone()).map_err(|error| inside(error.to_string()))?;
+        let chain = self.issuer.issue_for(&identity, &asked.requested, life_ms, now_ms).map_err(|error| inside(error.to_string()))?;
+        let leaf = chain.ders.first().ok_or_else(|| inside("it is empty".to_owned()))?;
+        let leaf = read_leaf(leaf).map_err(|error| inside(error.to_string()))?;
+        let row = CertificateRow {
+            public_key: asked.public_key.clone(),
+            name: member.name.clone(),
+            serial: leaf.serial,
+            chain: chain.pem.clone(),
+            recovery,
+            issued_ms: now_ms,
+            not_after_ms: chain.not_after_ms,
+        };
+        writing.keep_certificate(&row).await?;
+        self.issued(member, chain.pem).await
+    }
+
+    async fn issued(&self, member: &MemberRow, chain: String) -> Result<Said, Stop> {
+        Ok(Said::Issued(Issued {
+            name: member.name.clone(),
+            chain,
+            roots: self.roots.clone(),
+            join_state: member.join_state.unsigned_abs(),
+            standing: if member.approved { Standing::Approved } else { Standing::Waiting },
+            dial: self.dial(&member.name).await?,
+            seal: self.seal.public().0,
+        }))
+    }
+
+    /// Whom a member dials: a relay this hub, an agent the relays of its site.
+    async fn dial(&self, name: &str) -> Result<Vec<Dial>, StoreError> {
+        let name: Result<Name, _> = name.parse();
+        match name {
+            Ok(Name::Agent { site, .. }) => {
+                let dials = self.store.dials(&site).await?;
+                Ok(dials.into_iter().map(|dial| Dial { address: dial.address, door: dial.door, name: dial.name }).collect())
+            }
+            Ok(Name::Relay { .. }) => {
+                let HubAt { name, address, door } = self.hub.clone();
+                Ok(vec![Dial { address, door, name: name.to_string() }])
+            }
+            Ok(Name::Hub { .. } | Name::Control { .. }) | Err(_) => Ok(Vec::new()),
+        }
+    }
+}
+
+/// A request whose signatures are good.
+struct Asked<'a> {
+    requested: Requested,
+    /// Its SHA-256, hex.
+    public_key: String,
+    device_key: String,
+    version: &'a str,
+}
+
+/// Who the bearer of a token becomes. Device ids are the hub's, never hardware's.
+fn named(role: Role, grant: &Grant) -> Option<Name> {
+    let site = grant.site.clone();
+    match (role, &grant.relay) {
+        (Role::Agent, _) => Some(Name::Agent { site, device: Uuid::now_v7().into_bytes() }),
+        (Role::Relay, Some(id)) => Some(Name::Relay { site, id: id.clone() }),
+        (Role::Relay | Role::Hub | Role::Control, _) => None,
+    }
+}
+
+/// What is kept of a token's secret.
+pub fn secret_digest(secret: &[u8; 32]) -> String {
+    hex_digest(secret)
+}
+
+fn hex_digest(bytes: &[u8]) -> String {
+    HEXLOWER.encode(digest(&SHA256, bytes).as_ref())
+}
+
+fn count(wish: &'static str, outcome: &'static str) {
+    metrics::counter!("muster_hub_certificate_requests_total", "wish" => wish, "outcome" => outcome).increment(1);
+}

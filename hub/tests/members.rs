@@ -1,0 +1,388 @@
+//! Async: who gets a certificate, and who doesn't: the hub's word to those with a join token, to members, and to those whose time was up.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use std::sync::Arc;
+
+use muster_certs::{Ca, DeviceKey, KeyRequest, check_leaf};
+use muster_hub::{
+    signer::{HubAt, Lives, Signer, secret_digest},
+    store::{DialRow, Grant, TokenRow},
+};
+use muster_mesh::{
+    clock::Clock,
+    door::{Answer, Ask, Issued, Plea, Refusal, Said, Standing, Wish},
+    seal::SealKey,
+};
+use world::*;
+
+const LIFE_MS: i64 = 30 * DAY_MS;
+
+#[tokio::test]
+async fn a_token_makes_a_device_of_a_person_once() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let issued = office.enroll(&kari, "t").await.unwrap();
+        assert_eq!((issued.join_state, issued.standing), (1, Standing::Approved));
+        assert!(issued.name.starts_with("site/oslo/agent/"), "{}", issued.name);
+        assert_eq!(issued.dial[0].name, "site/oslo/relay/oslo-1");
+        let device = world.hub.store.devices(None, 10).await.unwrap();
+        assert_eq!(device[0].person.as_deref(), Some("kari"));
+        // The certificate is of the requested key, names whom the hub chose, and lives as long as the hub says.
+        let chain = muster_certs::material::certificates("chain", &issued.chain, 4).unwrap();
+        let leaf = check_leaf(&chain[0], "muster.test", &muster_certs::Expect::Exactly(issued.name().unwrap())).unwrap();
+        assert_eq!(leaf.not_after_ms, (world.now_ms() + LIFE_MS) / 1_000 * 1_000);
+        assert!(muster_certs::material::check_key(chain, &kari.request.key_pem).is_ok());
+        // Used up.
+        assert_eq!(office.enroll(&Device::new(), "t").await, Err(Refusal::Token));
+        // The list of issued devices, which doesn't name it, doesn't take it from kari.
+        assert!(!world.hub.store.set_listed(&[]).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_is_given_again_and_counts_once() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let first = office.enroll(&kari, "t").await.unwrap();
+        assert_eq!(office.enroll(&kari, "t").await.unwrap(), first);
+        // Whoever stole the request, and not the device key, gets nothing.
+        let thief = Device { key: DeviceKey::generate().unwrap(), request: KeyRequest::of_pem(&kari.request.key_pem).unwrap() };
+        assert_eq!(office.enroll(&thief, "t").await, Err(Refusal::Unknown));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_token_that_does_not_hold_makes_nobody() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 5).await;
+        let plea = |wish: Wish| async { office.plead(&Device::new(), wish).await };
+        let wrong = Wish::Enroll { token: id("t"), secret: [0; 32] };
+        let unknown = Wish::Enroll { token: id("x"), secret: secret("t") };
+        assert_eq!(plea(wrong).await, Err(Refusal::Token));
+        assert_eq!(plea(unknown).await, Err(Refusal::Token));
+        assert!(office.enroll(&Device::new(), "t").await.is_ok());
+        assert!(world.hub.store.end_token(&hex(&id("t"))).await.unwrap());
+        assert_eq!(office.enroll(&Device::new(), "t").await, Err(Refusal::Token));
+        office.token("late", "agent", Some("kari"), 1).await;
+        world.clock.advance(DAY_MS as u64);
+        assert_eq!(office.enroll(&Device::new(), "late").await, Err(Refusal::Token));
+        assert_eq!(world.hub.store.members("", 10).await.unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_computer_of_a_sites_token_waits_until_an_admin_says_whose_it_is() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", None, 2).await;
+        let (one, other) = (Device::new(), Device::new());
+        let issued = office.enroll(&one, "t").await.unwrap();
+        assert_eq!(issued.standing, Standing::Waiting);
+        assert_eq!(office.enroll(&other, "t").await.unwrap().standing, Standing::Waiting);
+        let mut writing = world.hub.store.write().await.unwrap();
+        let mut member = writing.member(&issued.name).await.unwrap().unwrap();
+        member.approved = true;
+        writing.keep_member(&member).await.unwrap();
+        writing.commit().await.unwrap();
+        // Asked again with the same key: the same certificate, and the news.
+        let renewed = office.renew(&one, &issued).await.unwrap();
+        assert_eq!((renewed.standing, &renewed.chain), (Standing::Approved, &issued.chain));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_member_renews_with_a_new_key_and_keeps_its_name() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let issued = office.enroll(&kari, "t").await.unwrap();
+        world.clock.advance(15 * DAY_MS as u64);
+        let kari = kari.with_new_request();
+        let renewed = office.renew(&kari, &issued).await.unwrap();
+        assert_eq!((&renewed.name, renewed.join_state), (&issued.name, 1));
+        assert_ne!(renewed.chain, issued.chain);
+        // Another device's key asks in vain.
+        assert_eq!(office.renew(&Device::new(), &issued).await, Err(Refusal::Unknown));
+        let nobody = Issued { name: "site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617".into(), ..issued };
+        assert_eq!(office.renew(&kari.with_new_request(), &nobody).await, Err(Refusal::Unknown));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_slept_past_the_end_comes_back_twice_alone_and_then_by_an_admins_word() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let mut kari = Device::new();
+        let mut issued = office.enroll(&kari, "t").await.unwrap();
+        for join_state in [2, 3] {
+            world.clock.advance((LIFE_MS + DAY_MS) as u64);
+            kari = kari.with_new_request();
+            let back = office.renew(&kari, &issued).await.unwrap();
+            assert_eq!(back.join_state, join_state);
+            // The answer was lost on the way, and the old state asks again with the same key: no clone.
+            assert_eq!(office.renew(&kari, &issued).await.unwrap(), back);
+            issued = back;
+        }
+        world.clock.advance((LIFE_MS + DAY_MS) as u64);
+        kari = kari.with_new_request();
+        assert_eq!(office.said(&kari, renewal(&issued)).await, Said::Waiting);
+        let mut writing = world.hub.store.write().await.unwrap();
+        let mut member = writing.member(&issued.name).await.unwrap().unwrap();
+        assert_eq!((member.waits_ms, member.cloned_ms), (Some(world.now_ms()), None));
+        member.allowed = 1;
+        writing.keep_member(&member).await.unwrap();
+        writing.commit().await.unwrap();
+        issued = office.renew(&kari, &issued).await.unwrap();
+        assert_eq!(issued.join_state, 4);
+        // The approval was for once.
+        world.clock.advance((LIFE_MS + DAY_MS) as u64);
+        assert_eq!(office.said(&kari.with_new_request(), renewal(&issued)).await, Said::Waiting);
+        // Only those of the last twelve months count.
+        let mut writing = world.hub.store.write().await.unwrap();
+        let (_, all) = writing.issued_to(&issued.name, 0).await.unwrap();
+        let (_, none) = writing.issued_to(&issued.name, world.now_ms()).await.unwrap();
+        assert_eq!((all, none), (3, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_copied_disk_is_noticed_and_gets_nothing() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let copied = office.enroll(&kari, "t").await.unwrap();
+        world.clock.advance((LIFE_MS + DAY_MS) as u64);
+        let issued = office.renew(&kari.with_new_request(), &copied).await.unwrap();
+        // The copy knows only the state from before.
+        assert_eq!(office.renew(&kari.with_new_request(), &copied).await, Err(Refusal::Cloned));
+        let member = world.hub.store.member(&issued.name).await.unwrap().unwrap();
+        assert_eq!(member.cloned_ms, Some(world.now_ms()));
+        // The later one goes on.
+        assert!(office.renew(&kari.with_new_request(), &issued).await.is_ok());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_was_denied_gets_nothing_not_even_what_it_had() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let issued = office.enroll(&kari, "t").await.unwrap();
+        let mut writing = world.hub.store.write().await.unwrap();
+        let mut member = writing.member(&issued.name).await.unwrap().unwrap();
+        member.denied_ms = Some(world.now_ms());
+        writing.keep_member(&member).await.unwrap();
+        writing.commit().await.unwrap();
+        assert_eq!(office.renew(&kari, &issued).await, Err(Refusal::Denied));
+        assert_eq!(office.renew(&kari.with_new_request(), &issued).await, Err(Refusal::Denied));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_relay_joins_under_the_name_that_its_token_says_and_may_be_replaced() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "relay", None, 1).await;
+        let first = Device::new();
+        let issued = office.enroll(&first, "t").await.unwrap();
+        assert_eq!((issued.name.as_str(), issued.standing), ("site/oslo/relay/oslo-7", Standing::Approved));
+        assert_eq!((issued.dial[0].name.as_str(), issued.dial[0].address.as_str()), ("hub/hub-1", "hub:8444"));
+        office.token("again", "relay", None, 1).await;
+        let second = Device::new();
+        assert_eq!(office.enroll(&second, "again").await.unwrap().join_state, 2);
+        assert_eq!(office.renew(&first.with_new_request(), &issued).await, Err(Refusal::Unknown), "the old computer is nobody now");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_signed_over_an_old_number_or_for_another_hub_is_not_read() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let nonce = office.nonce().await;
+        let wish = Wish::Enroll { token: id("t"), secret: secret("t") };
+        let plea = kari.plea(wish.clone(), nonce);
+        let ask = plea.seal(&kari.key, &office.signer.seal()).unwrap().bytes().unwrap();
+        world.clock.advance(5 * 60 * 1_000 + 1);
+        assert_eq!(office.signer.answer(&ask).await, Answer::Unreadable);
+        let made_up = kari.plea(wish.clone(), [7; 32]).seal(&kari.key, &office.signer.seal()).unwrap().bytes().unwrap();
+        assert_eq!(office.signer.answer(&made_up).await, Answer::Unreadable);
+        let other = SealKey::generate().unwrap().public();
+        let elsewhere = kari.plea(wish, office.nonce().await).seal(&kari.key, &other).unwrap().bytes().unwrap();
+        assert_eq!(office.signer.answer(&elsewhere).await, Answer::Unreadable);
+        for rubbish in [&b""[..], b"rubbish", &[1, 0], &[0; 20_000]] {
+            assert_eq!(office.signer.answer(rubbish).await, Answer::Unreadable);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_hubs_that_hear_one_request_at_once_issue_one_certificate() {
+    let Some(world) = World::on_postgres().await else { return skipped() };
+    let office = Office::new(&world).await;
+    office.token("t", "agent", Some("kari"), 1).await;
+    let second = office.another(&world).await;
+    let kari = Device::new();
+    let wish = Wish::Enroll { token: id("t"), secret: secret("t") };
+    let plea = kari.plea(wish, office.nonce().await);
+    let ask = plea.seal(&kari.key, &office.signer.seal()).unwrap().bytes().unwrap();
+    let both = tokio::join!(office.signer.answer(&ask), second.answer(&ask));
+    // One of them may be told to come again, and then hears the same.
+    let again = office.signer.answer(&ask).await;
+    for answer in [both.0, both.1, again] {
+        match answer {
+            Answer::Said { body, tag } => {
+                assert!(matches!(plea.said(&body, &tag).unwrap(), Said::Issued(_) | Said::Refused(Refusal::Token)))
+            }
+            Answer::Busy { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(world.hub.store.members("", 10).await.unwrap().len(), 1);
+    assert!(matches!(office.enroll(&kari, "t").await, Ok(_)));
+}
+
+// --- the office ---
+
+struct Office {
+    signer: Signer,
+    store: Arc<muster_hub::store::Store>,
+    seal: Vec<u8>,
+}
+
+impl Office {
+    async fn new(world: &World) -> Office {
+        let dial = |name: &str| DialRow { name: name.into(), site: "oslo".into(), address: "r:1".into(), door: "r:2".into() };
+        world.hub.store.set_dial(&dial("site/oslo/relay/oslo-1")).await.unwrap();
+        Ca::init(&world.folder.path().join("ca"), "muster.test").unwrap();
+        let seal = SealKey::generate().unwrap().to_bytes();
+        Office { signer: signer(world, &seal), store: world.hub.store.clone(), seal }
+    }
+
+    /// One more hub with the same keys.
+    async fn another(&self, world: &World) -> Signer {
+        signer(world, &self.seal)
+    }
+
+    /// A token of this name, for a day.
+    async fn token(&self, name: &str, role: &str, person: Option<&str>, uses: i64) {
+        let relay = (role == "relay").then(|| "oslo-7".to_owned());
+        let person = person.map(str::to_owned);
+        let row = TokenRow {
+            id: hex(&id(name)),
+            secret: secret_digest(&secret(name)),
+            role: role.into(),
+            grant: Grant { site: "oslo".into(), relay, display: person.clone(), person },
+            uses_left: uses,
+            made_ms: 0,
+            ends_ms: self.now_ms() + DAY_MS,
+            made_by: "kari".into(),
+        };
+        self.store.add_token(&row).await.unwrap();
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.signer.now_ms()
+    }
+
+    async fn nonce(&self) -> [u8; 32] {
+        let Answer::Nonce(nonce) = self.signer.answer(&Ask::Nonce.bytes().unwrap()).await else { panic!() };
+        nonce
+    }
+
+    async fn said(&self, device: &Device, wish: Wish) -> Said {
+        let plea = device.plea(wish, self.nonce().await);
+        let ask = plea.seal(&device.key, &self.signer.seal()).unwrap().bytes().unwrap();
+        let Answer::Said { body, tag } = self.signer.answer(&ask).await else { panic!() };
+        plea.said(&body, &tag).unwrap()
+    }
+
+    async fn plead(&self, device: &Device, wish: Wish) -> Result<Issued, Refusal> {
+        match self.said(device, wish).await {
+            Said::Issued(issued) => Ok(issued),
+            Said::Refused(refusal) => Err(refusal),
+            Said::Waiting => panic!("it has to wait"),
+        }
+    }
+
+    async fn enroll(&self, device: &Device, token: &str) -> Result<Issued, Refusal> {
+        self.plead(device, Wish::Enroll { token: id(token), secret: secret(token) }).await
+    }
+
+    async fn renew(&self, device: &Device, issued: &Issued) -> Result<Issued, Refusal> {
+        self.plead(device, renewal(issued)).await
+    }
+}
+
+fn signer(world: &World, seal: &[u8]) -> Signer {
+    let ca = Ca::open(&world.folder.path().join("ca")).unwrap();
+    let hub = HubAt { name: "hub/hub-1".parse().unwrap(), address: "hub:8444".into(), door: "hub:8445".into() };
+    let lives = Lives { agent_ms: LIFE_MS, relay_ms: LIFE_MS };
+    let clock: Arc<dyn Clock> = Arc::new(world.clock.clone());
+    Signer::new(world.hub.store.clone(), clock, ca, SealKey::from_bytes(seal).unwrap(), lives, hub)
+}
+
+struct Device {
+    key: DeviceKey,
+    request: KeyRequest,
+}
+
+impl Device {
+    fn new() -> Device {
+        Device { key: DeviceKey::generate().unwrap(), request: KeyRequest::generate().unwrap() }
+    }
+
+    /// The same device with a new key for its next certificate.
+    fn with_new_request(&self) -> Device {
+        Device { key: DeviceKey::from_pem(self.key.to_pem()).unwrap(), request: KeyRequest::generate().unwrap() }
+    }
+
+    fn plea(&self, wish: Wish, nonce: [u8; 32]) -> Plea {
+        Plea {
+            wish,
+            nonce,
+            request: self.request.request.clone(),
+            device_key: self.key.public(),
+            reply_key: [9; 32],
+            version: "0.1.0".into(),
+        }
+    }
+}
+
+fn renewal(issued: &Issued) -> Wish {
+    Wish::Renew { name: issued.name.clone(), join_state: issued.join_state }
+}
+
+fn id(token: &str) -> [u8; 8] {
+    std::array::from_fn(|at| token.as_bytes().get(at).copied().unwrap_or(0))
+}
+
+fn secret(token: &str) -> [u8; 32] {
+    std::array::from_fn(|at| token.as_bytes().get(at).copied().unwrap_or(7))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,180 @@
+//! Async: asking the hub for a certificate, and renewing it for as long as a program runs, over whatever way leads to the hub.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use muster_certs::{DeviceKey, KeyRequest, Keys};
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    chance,
+    clock::Clock,
+    door::{Answer, Ask, Plea, Refusal, Said, Standing, Wish},
+    member::{Home, Member, MemberError},
+    renewal::Life,
+    seal::SealTo,
+};
+
+/// While a device waits for an admin, it asks this often whether it was approved.
+const WAITING_EVERY: Duration = Duration::from_secs(20);
+/// A hub that says "come again in an hour" is asked again sooner: certificates may live for seconds.
+const BUSY_LONGEST: Duration = Duration::from_secs(60);
+
+/// A way to the hub: a door, a relay's connection, HTTPS.
+pub trait Way: Send + Sync {
+    /// Brings an encoded [`Ask`], and comes back with an encoded [`Answer`]. The error is for people.
+    fn ask(&self, ask: Vec<u8>) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+}
+
+impl<W: Way> Way for Arc<W> {
+    fn ask(&self, ask: Vec<u8>) -> impl Future<Output = Result<Vec<u8>, String>> + Send {
+        self.as_ref().ask(ask)
+    }
+}
+
+/// Why no word of the hub's came.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    #[error("the hub can't be asked: {0}")]
+    Unreachable(String),
+    #[error("the hub is busy: try again in {0} s")]
+    Busy(u32),
+    /// Sealed for another hub, or a clock stood still between number and plea.
+    #[error("the hub can't read what this program asks: is the join token this hub's?")]
+    Unreadable,
+    #[error("the answer isn't the hub's")]
+    NotTheHub,
+}
+
+/// Who asks.
+pub struct Asking<'a> {
+    pub device_key: &'a DeviceKey,
+    pub seal: &'a SealTo,
+    /// Of the program.
+    pub version: &'a str,
+}
+
+impl Asking<'_> {
+    /// Asks for a number, signs and seals the wish over it, and hears what the hub says.
+    pub async fn ask(&self, way: &impl Way, wish: Wish, request: &KeyRequest) -> Result<Said, AskError> {
+        let Answer::Nonce(nonce) = exchange(way, &Ask::Nonce).await? else { return Err(AskError::NotTheHub) };
+        let plea = Plea {
+            wish,
+            nonce,
+            request: request.request.clone(),
+            device_key: self.device_key.public(),
+            reply_key: chance::random_32(),
+            version: self.version.to_owned(),
+        };
+        let ask = plea.seal(self.device_key, self.seal).map_err(|_| AskError::Unreadable)?;
+        match exchange(way, &ask).await? {
+            Answer::Said { body, tag } => plea.said(&body, &tag).map_err(|_| AskError::NotTheHub),
+            Answer::Nonce(_) | Answer::Busy { .. } | Answer::Unreadable => Err(AskError::NotTheHub),
+        }
+    }
+}
+
+async fn exchange(way: &impl Way, ask: &Ask) -> Result<Answer, AskError> {
+    let asked = ask.bytes().map_err(|error| AskError::Unreachable(error.to_string()))?;
+    let answered = way.ask(asked).await.map_err(AskError::Unreachable)?;
+    match Answer::read(&answered) {
+        Ok(Answer::Busy { seconds }) => Err(AskError::Busy(seconds)),
+        Ok(Answer::Unreadable) => Err(AskError::Unreadable),
+        Ok(answer) => Ok(answer),
+        Err(_) => Err(AskError::NotTheHub),
+    }
+}
+
+/// Keeps a member's certificate alive. One task per program.
+pub struct Renewing<W> {
+    pub home: Home,
+    pub keys: Arc<Keys>,
+    pub clock: Arc<dyn Clock>,
+    pub way: W,
+    /// The computer woke up, or its network changed: look at once.
+    pub wake: Arc<Notify>,
+    pub version: &'static str,
+    /// Told of each change: a new certificate, or a new standing.
+    pub changed: Box<dyn Fn(&Member) + Send + Sync>,
+}
+
+/// What a look came to.
+enum Looked {
+    /// Not yet time.
+    Early,
+    Renewed,
+    /// Again after this.
+    Later(Duration),
+}
+
+impl<W: Way> Renewing<W> {
+    /// Renews until `stop`. A renewal that fails is said once, and tried again.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut due_ms = self.life().renew_ms(chance::fraction());
+        let mut complained = false;
+        while !stop.is_cancelled() {
+            let every = match self.look(due_ms).await {
+                Ok(Looked::Early) => self.life().check_every(),
+                Ok(Looked::Renewed) => {
+                    due_ms = self.life().renew_ms(chance::fraction());
+                    complained = false;
+                    self.life().check_every()
+                }
+                Ok(Looked::Later(wait)) => wait,
+                Err(error) => {
+                    metrics::counter!("muster_cert_renewals_failed_total").increment(1);
+                    if !std::mem::replace(&mut complained, true) {
+                        tracing::warn!("the certificate couldn't be renewed yet: {error}");
+                    }
+                    self.life().check_every()
+                }
+            };
+            // A branch whose certificates are due together doesn't ask together.
+            let wait = every.mul_f64(0.75 + 0.5 * chance::fraction());
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.wake.notified() => {}
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    fn life(&self) -> Life {
+        let leaf = self.keys.leaf();
+        Life::of(leaf.not_before_ms, self.keys.not_after_ms())
+    }
+
+    async fn look(&self, due_ms: i64) -> anyhow::Result<Looked> {
+        let Some(member) = self.home.member()? else { return Ok(Looked::Early) };
+        let due = self.clock.now().wall_ms >= due_ms;
+        let waiting = member.standing == Standing::Waiting;
+        if !due && !waiting {
+            return Ok(Looked::Early);
+        }
+        let request = if due { self.home.request()? } else { member.same_request()? };
+        let asking = Asking { device_key: &self.home.device_key()?, seal: &member.seal, version: self.version };
+        let wish = Wish::Renew { name: member.name.to_string(), join_state: member.join_state };
+        match asking.ask(&self.way, wish, &request).await {
+            Ok(Said::Issued(issued)) => {
+                let identity = self.keys.identity();
+                let renewed = self.home.joined(&issued, &request, identity.role(), Some(&identity), self.keys.time().clone());
+                let renewed = renewed.map_err(|error: MemberError| anyhow::anyhow!("{error}; the old one stays"))?;
+                renewed.renew(&self.keys)?;
+                if due {
+                    metrics::counter!("muster_cert_renewals_total").increment(1);
+                    tracing::info!(until_ms = self.keys.not_after_ms(), "the certificate was renewed");
+                }
+                (self.changed)(&renewed);
+                Ok(if due || renewed.standing == Standing::Approved { Looked::Renewed } else { Looked::Later(WAITING_EVERY) })
+            }
+            Ok(Said::Waiting) => Ok(Looked::Later(WAITING_EVERY)),
+            Ok(Said::Refused(refusal)) => Err(refused(refusal)),
+            Err(AskError::Busy(seconds)) => Ok(Looked::Later(Duration::from_secs(seconds.into()).min(BUSY_LONGEST))),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> anyhow::Error {
+    anyhow::anyhow!("{refusal}")
+}

@@ -1,0 +1,67 @@
+//! Quiet: when a certificate is renewed: at half of its life, a tenth more or less, by the wall clock. Time and chance are arguments.
+
+use std::time::Duration;
+
+use muster_certs::issuer::BACKDATED_MS;
+
+/// However long a certificate lives, it is looked at this often: a laptop's clock may have been set.
+const CHECK_EVERY_MAX: Duration = Duration::from_secs(60);
+/// A certificate's life is looked at so often.
+const CHECKS: u32 = 20;
+
+/// A certificate's life, from its issue on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    pub issued_ms: i64,
+    pub end_ms: i64,
+}
+
+impl Life {
+    /// By our profile a certificate begins ten minutes before its issue.
+    pub fn of(not_before_ms: i64, not_after_ms: i64) -> Life {
+        Life { issued_ms: not_before_ms.saturating_add(BACKDATED_MS).min(not_after_ms), end_ms: not_after_ms }
+    }
+
+    fn length_ms(self) -> i64 {
+        self.end_ms.saturating_sub(self.issued_ms).max(0)
+    }
+
+    /// When to renew, milliseconds UTC. `chance` in [0, 1): so that what was issued together isn't renewed together.
+    pub fn renew_ms(self, chance: f64) -> i64 {
+        self.issued_ms.saturating_add((self.length_ms() as f64 * (0.4 + 0.2 * chance)) as i64)
+    }
+
+    /// How often to look whether it is time.
+    pub fn check_every(self) -> Duration {
+        (Duration::from_millis(self.length_ms().unsigned_abs()) / CHECKS).clamp(Duration::from_millis(100), CHECK_EVERY_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: i64 = 86_400_000;
+
+    #[test]
+    fn a_certificate_is_renewed_around_half_of_its_life() {
+        let life = Life::of(-BACKDATED_MS, 30 * DAY_MS);
+        assert_eq!(life.renew_ms(0.5), 15 * DAY_MS);
+        assert_eq!(life.renew_ms(0.0), 12 * DAY_MS);
+        assert!(life.renew_ms(0.999_999) < 18 * DAY_MS);
+        assert_eq!(life.check_every(), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_certificate_of_seconds_is_looked_at_in_time() {
+        let life = Life::of(1_000_000 - BACKDATED_MS, 1_020_000);
+        assert_eq!(life.check_every(), Duration::from_secs(1));
+        assert!((1_008_000..1_012_000).contains(&life.renew_ms(0.3)));
+    }
+
+    #[test]
+    fn one_that_lives_no_time_is_renewed_at_once_and_does_not_spin() {
+        let life = Life::of(5_000, 5_000);
+        assert_eq!((life.renew_ms(0.7), life.check_every()), (5_000, Duration::from_millis(100)));
+    }
+}
