@@ -20,6 +20,7 @@ use muster_relay::{
     accept::{self, Branch},
     agents::Agents,
     buffer::{Buffer, Size},
+    door::Carrier,
     sync::{HubAddress, HubSync, Line},
     writer::{LaneInbox, Writer},
 };
@@ -350,15 +351,17 @@ impl Office {
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), &keys).unwrap();
         let address = server.address().to_string();
         let stop = CancellationToken::new();
+        let line = Line::new(&keys, &HubAddress { address: hub.address.clone(), name: hub_name() }).unwrap();
+        let line = Arc::new(line);
         let branch = Branch {
             site: "oslo".to_owned(),
             guests: vec!["home".to_owned()],
             agents: agents.clone(),
             lanes: lanes.clone(),
             clock: clock.clone(),
+            carrier: Arc::new(Carrier::new(line.clone())),
         };
         tokio::spawn(accept::serve(server, Arc::new(branch), stop.clone()));
-        let line = Line::new(&keys, &HubAddress { address: hub.address.clone(), name: hub_name() }).unwrap();
         let [interval, first_retry] = [Duration::from_millis(50); 2];
         let sync = Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, interval, first_retry });
         for lane in Lane::ALL {
