@@ -1,6 +1,7 @@
 //! Async: what the hub signed and this agent obeys: the newest policy, with the device's erasure version beside it.
 
 use muster_mesh::{
+    asking::Membership,
     ids::Version,
     message::{HeldVersion, Signed, SignedKind},
     policy::Policy,
@@ -18,12 +19,12 @@ pub struct Newest {
 /// Lets what the hub said come into force while this computer is approved: nobody is observed before somebody has said whose it is.
 pub async fn gate(
     mut heard: watch::Receiver<Option<PolicyInForce>>,
-    mut approved: watch::Receiver<bool>,
+    mut standing: watch::Receiver<Membership>,
     in_force: watch::Sender<Option<PolicyInForce>>,
     stop: CancellationToken,
 ) {
     loop {
-        if *approved.borrow_and_update() {
+        if standing.borrow_and_update().is_approved() {
             let newest = heard.borrow_and_update().clone();
             in_force.send_if_modified(|known| {
                 newest.is_some() && *known != newest && {
@@ -36,7 +37,7 @@ pub async fn gate(
             () = stop.cancelled() => return,
             // Whoever told of it has ended: nothing changes any more.
             changed = heard.changed() => if changed.is_err() { return },
-            changed = approved.changed() => if changed.is_err() { stop.cancelled().await },
+            changed = standing.changed() => if changed.is_err() { stop.cancelled().await },
         }
     }
 }

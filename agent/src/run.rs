@@ -12,12 +12,11 @@ use std::{
 use anyhow::Context;
 use muster_certs::Name;
 use muster_mesh::{
-    asking::Renewing,
+    asking::{Membership, Renewing},
     clock::{Clock, SystemClock},
     complaint::Complaint,
     config::expand,
     control,
-    door::Standing::Approved,
     ids::{DeviceId, Lane, SpoolId, Version},
     limits,
     link::agent_side,
@@ -67,7 +66,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let state = StateDir::open(&expand(&config.state), "agent")?;
     let Who { keys, device, relays, enrolled } = Who::find(&config, state.path(), clock.now().wall_ms)?;
-    let (approve, approved) = watch::channel(enrolled.as_ref().is_none_or(Enrolled::is_approved));
+    let (membership, standing) = watch::channel(enrolled.as_ref().map_or(Membership::OF_FILES, Enrolled::membership));
     let status = Status::install();
 
     let diary = diary(&state, &clock)?;
@@ -94,7 +93,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let leaving = CancellationToken::new();
     let uplink = tokio::spawn(uplink.run(leaving.clone()));
     let sleep = tokio::spawn(uplink::watch_sleep(clock.clone(), wake.clone(), closing.clone()));
-    let gate = tokio::spawn(news::gate(hearing, approved.clone(), in_force, closing.clone()));
+    let gate = tokio::spawn(news::gate(hearing, standing.clone(), in_force, closing.clone()));
     let renewing = enrolled.map(|Enrolled { home, .. }| {
         let renewing = Renewing {
             home: home.clone(),
@@ -103,9 +102,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             way: ThroughRelay { asks: ask, linked: linked.clone(), home, keys: keys.clone() },
             wake,
             version: VERSION,
-            changed: Box::new(move |member| {
-                approve.send_replace(member.standing == Approved);
-            }),
+            membership,
         };
         tokio::spawn(renewing.run(closing.clone()))
     });
@@ -114,7 +111,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let answers = Answers {
         asker,
         clock,
-        whereabouts: Arc::new(Queue { keeper, linked, names }),
+        whereabouts: Arc::new(Queue { keeper, linked, names, standing }),
         state: state.path().to_path_buf(),
         diary,
         collecting: collecting.clone(),
@@ -298,8 +295,16 @@ fn answer(answers: Answers, question: serde_json::Value) -> futures_util::future
 struct Queue {
     keeper: Keeper,
     linked: watch::Receiver<Link>,
-    /// Of the relays in the configuration.
+    /// Of the relays that are dialled.
     names: Vec<Name>,
+    standing: watch::Receiver<Membership>,
+}
+
+/// What a person should know of how this computer stands with the hub.
+fn membership_lines(membership: &Membership) -> Vec<String> {
+    let waits = "This computer waits for an admin to say whose it is: nothing is observed until then.";
+    let waits = (!membership.is_approved()).then(|| waits.to_owned());
+    waits.into_iter().chain(membership.trouble.as_ref().map(|why| format!("Its certificate couldn't be renewed yet: {why}."))).collect()
 }
 
 impl Whereabouts for Queue {
@@ -314,12 +319,13 @@ impl Whereabouts for Queue {
 
     fn connection(&self) -> String {
         let link = self.linked.borrow();
-        match (link.relay.and_then(|relay| self.names.get(relay)), &link.fault) {
+        let connected = match (link.relay.and_then(|relay| self.names.get(relay)), &link.fault) {
             (Some(Name::Relay { id, .. }), _) => format!("Connected to your branch's relay {id}."),
             (Some(other), _) => format!("Connected to {other}."),
             (None, Some(fault)) => format!("Not connected to a relay ({fault}). What is collected waits here."),
             (None, None) => "Not connected to a relay yet.".into(),
-        }
+        };
+        [connected].into_iter().chain(membership_lines(&self.standing.borrow())).collect::<Vec<_>>().join("\n")
     }
 
     fn is_connected(&self) -> bool {

@@ -4,9 +4,10 @@ use std::{path::Path, sync::Arc};
 
 use muster_certs::{Keys, Name, Role, SystemTime};
 use muster_mesh::{
+    asking::Membership,
     complaint::Complaint,
     config::expand,
-    door::{Dial, Standing},
+    door::Dial,
     ids::DeviceId,
     member::{Home, Member},
 };
@@ -74,9 +75,8 @@ impl Enrolled {
         }
     }
 
-    /// Whether it may collect.
-    pub fn is_approved(&self) -> bool {
-        self.member.standing == Standing::Approved
+    pub fn membership(&self) -> Membership {
+        Membership::of(&self.member)
     }
 }
 

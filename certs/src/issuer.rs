@@ -162,7 +162,9 @@ impl Issuer {
     /// public key is taken. It lives `life_ms`, and ends no later than the issuing CA does.
     pub fn issue_for(&self, identity: &Identity, requested: &Requested, life_ms: i64, now_ms: i64) -> Result<Chain, IssuerError> {
         let mut params = LeafParams::of(identity, now_ms);
-        params.not_after_ms = now_ms.saturating_add(life_ms).min(self.not_after_ms);
+        let end_ms = now_ms.saturating_add(life_ms).min(self.not_after_ms);
+        // A certificate ends with a whole second.
+        params.not_after_ms = end_ms - end_ms.rem_euclid(1_000);
         let certificate = params.to_rcgen()?.signed_by(&requested.key, &self.signer).map_err(make)?;
         Ok(Chain {
             pem: format!("{}{}", certificate.pem(), self.pem),

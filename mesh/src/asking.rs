@@ -3,7 +3,10 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use muster_certs::{DeviceKey, KeyRequest, Keys};
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -91,11 +94,32 @@ pub struct Renewing<W> {
     pub keys: Arc<Keys>,
     pub clock: Arc<dyn Clock>,
     pub way: W,
-    /// The computer woke up, or its network changed: look at once.
+    /// The computer woke up, or its network changed: look at once. Told to those who dial, too, when a certificate that had ended is replaced.
     pub wake: Arc<Notify>,
     pub version: &'static str,
-    /// Told of each change: a new certificate, or a new standing.
-    pub changed: Box<dyn Fn(&Member) + Send + Sync>,
+    /// Told of each change.
+    pub membership: watch::Sender<Membership>,
+}
+
+/// How a member stands with the hub, as its own program knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    pub standing: Standing,
+    /// Why there is no new certificate although it is time for one; for people.
+    pub trouble: Option<String>,
+}
+
+impl Membership {
+    /// Of one whose certificate lies in files: whoever wrote them approved it.
+    pub const OF_FILES: Membership = Membership { standing: Standing::Approved, trouble: None };
+
+    pub fn of(member: &Member) -> Membership {
+        Membership { standing: member.standing, trouble: None }
+    }
+
+    pub fn is_approved(&self) -> bool {
+        self.standing == Standing::Approved
+    }
 }
 
 /// What a look came to.
@@ -111,21 +135,17 @@ impl<W: Way> Renewing<W> {
     /// Renews until `stop`. A renewal that fails is said once, and tried again.
     pub async fn run(self, stop: CancellationToken) {
         let mut due_ms = self.life().renew_ms(chance::fraction());
-        let mut complained = false;
         while !stop.is_cancelled() {
             let every = match self.look(due_ms).await {
                 Ok(Looked::Early) => self.life().check_every(),
                 Ok(Looked::Renewed) => {
                     due_ms = self.life().renew_ms(chance::fraction());
-                    complained = false;
                     self.life().check_every()
                 }
                 Ok(Looked::Later(wait)) => wait,
                 Err(error) => {
                     metrics::counter!("muster_cert_renewals_failed_total").increment(1);
-                    if !std::mem::replace(&mut complained, true) {
-                        tracing::warn!("the certificate couldn't be renewed yet: {error}");
-                    }
+                    self.in_trouble(error.to_string());
                     self.life().check_every()
                 }
             };
@@ -137,6 +157,18 @@ impl<W: Way> Renewing<W> {
                 () = sleep(wait) => {}
             }
         }
+    }
+
+    /// Says it once.
+    fn in_trouble(&self, why: String) {
+        self.membership.send_if_modified(|known| {
+            let is_new = known.trouble.as_ref() != Some(&why);
+            if is_new {
+                tracing::warn!("the certificate couldn't be renewed yet: {why}");
+                known.trouble = Some(why);
+            }
+            is_new
+        });
     }
 
     fn life(&self) -> Life {
@@ -156,7 +188,7 @@ impl<W: Way> Renewing<W> {
         let wish = Wish::Renew { name: member.name.to_string(), join_state: member.join_state };
         match asking.ask(&self.way, wish, &request).await {
             Ok(Said::Issued(issued)) => {
-                let identity = self.keys.identity();
+                let (identity, had_ended) = (self.keys.identity(), self.keys.expired(self.clock.now().wall_ms));
                 let renewed = self.home.joined(&issued, &request, identity.role(), Some(&identity), self.keys.time().clone());
                 let renewed = renewed.map_err(|error: MemberError| anyhow::anyhow!("{error}; the old one stays"))?;
                 renewed.renew(&self.keys)?;
@@ -164,10 +196,19 @@ impl<W: Way> Renewing<W> {
                     metrics::counter!("muster_cert_renewals_total").increment(1);
                     tracing::info!(until_ms = self.keys.not_after_ms(), "the certificate was renewed");
                 }
-                (self.changed)(&renewed);
+                self.membership.send_replace(Membership::of(&renewed));
+                if had_ended {
+                    // Whoever was turned away with the old one needn't wait for their next try.
+                    self.wake.notify_waiters();
+                }
                 Ok(if due || renewed.standing == Standing::Approved { Looked::Renewed } else { Looked::Later(WAITING_EVERY) })
             }
-            Ok(Said::Waiting) => Ok(Looked::Later(WAITING_EVERY)),
+            Ok(Said::Waiting) => {
+                self.in_trouble(
+                    "it came back too often after its certificate had ended; an admin has to let it back in once more".to_owned(),
+                );
+                Ok(Looked::Later(WAITING_EVERY))
+            }
             Ok(Said::Refused(refusal)) => Err(refused(refusal)),
             Err(AskError::Busy(seconds)) => Ok(Looked::Later(Duration::from_secs(seconds.into()).min(BUSY_LONGEST))),
             Err(error) => Err(error.into()),

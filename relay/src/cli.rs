@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
+use muster_certs::material::utc_text;
 use muster_mesh::{complaint::Complaint, config, control, ids::Lane, join, queue::segment::Segments, state_dir::StateDir};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -113,6 +114,8 @@ async fn ask(state: &Path, question: &Question) -> anyhow::Result<Value> {
 #[derive(Deserialize)]
 struct Standing {
     relay: String,
+    certificate_until_ms: i64,
+    trouble: Option<String>,
     connections: usize,
     lanes: Vec<LaneLine>,
 }
@@ -131,6 +134,10 @@ struct LaneLine {
 async fn status(state: &Path) -> anyhow::Result<bool> {
     let standing: Standing = serde_json::from_value(ask(state, &Question::Status).await?)?;
     println!("{} runs: {} agents are connected", standing.relay, standing.connections);
+    println!("{:<10} until {}", "certificate", utc_text(standing.certificate_until_ms));
+    if let Some(trouble) = &standing.trouble {
+        println!("{:<10} couldn't be renewed yet: {trouble}", "");
+    }
     for lane in &standing.lanes {
         let state = match (lane.readable, lane.full) {
             (false, _) => "its folder can't be read",

@@ -2,9 +2,10 @@
 
 use std::{path::Path, sync::Arc};
 
-use muster_certs::{Role, SystemTime};
+use muster_certs::{Fingerprint, Keys, Role, SystemTime, Trusted};
 use muster_mesh::{
     asking::{Asking, Way},
+    clock::Clock,
     complaint::Complaint,
     door::{Said, Wish},
     join::{JoinToken, Kind},
@@ -46,7 +47,38 @@ pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
     Err(Complaint::new(why, "Try again; the same token still counts").into())
 }
 
-/// A relay asks for its own certificate over its own line to the hub.
+/// The way of a running relay: its own line to the hub, and the hub's door once its certificate has ended.
+pub struct ToTheHub {
+    pub line: Arc<Line>,
+    pub home: Home,
+    pub keys: Arc<Keys>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Way for ToTheHub {
+    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+        if self.keys.check_time(self.clock.now().wall_ms).is_ok() {
+            return Way::ask(&self.line, ask).await;
+        }
+        let member = self.home.member().map_err(|error| error.to_string())?.ok_or("this relay was never enrolled")?;
+        let roots = Fingerprint::of_roots(&self.keys.roots_pem()).map_err(|error| error.to_string())?;
+        let trusted = Trusted { domain: self.keys.identity().domain, roots };
+        let mut last = "no hub's door is known".to_owned();
+        for dial in member.dial {
+            let Ok(name) = dial.name.parse() else { continue };
+            let way = match StrangersLine::new(&dial.door, &trusted, &name, self.keys.time().clone()) {
+                Ok(way) => way,
+                Err(error) => return Err(error.to_string()),
+            };
+            match Way::ask(&way, ask.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
 impl Way for Line {
     async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
         Line::ask(self, ask.into()).await.map(|answer| answer.to_vec()).map_err(|error| error.to_string())

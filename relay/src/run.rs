@@ -12,8 +12,9 @@ use std::{
 };
 
 use anyhow::Context;
+use muster_certs::Keys;
 use muster_mesh::{
-    asking::Renewing,
+    asking::{Membership, Renewing},
     chance,
     clock::{Clock, SystemClock},
     complaint::Complaint,
@@ -28,7 +29,7 @@ use muster_mesh::{
     status::Status,
 };
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,7 +38,7 @@ use crate::{
     buffer::{Buffer, Size},
     config::{Config, segment_bytes},
     door::{self, Carrier},
-    enrolment::VERSION,
+    enrolment::{ToTheHub, VERSION},
     sync::{FIRST_RETRY, HubSync, Line},
     who::Who,
     writer::{LaneInbox, Writer},
@@ -83,7 +84,8 @@ impl Relay {
         let ready = Arc::new(AtomicBool::new(false));
 
         let (status_address, health) = status.serve(config.status.listen, ready.clone(), closing.clone()).await?;
-        let asked = Asked { agents: agents.clone(), lanes: lanes.clone(), name: keys.identity().name.to_string() };
+        let (membership, standing) = watch::channel(Membership::OF_FILES);
+        let asked = Asked { agents: agents.clone(), lanes: lanes.clone(), keys: keys.clone(), standing };
         let control = control::serve(&state, move |question| asked.clone().answer(question), closing.clone()).await?;
         let site = keys.identity().name.site().unwrap_or_default().to_owned();
         let branch = Branch {
@@ -102,13 +104,13 @@ impl Relay {
         }
         if let Some(home) = home {
             let renewing = Renewing {
-                home,
+                home: home.clone(),
                 keys: keys.clone(),
                 clock: clock.clone(),
-                way: line.clone(),
+                way: ToTheHub { line: line.clone(), home, keys: keys.clone(), clock: clock.clone() },
                 wake: Arc::default(),
                 version: VERSION,
-                changed: Box::new(|_| ()),
+                membership,
             };
             services.push(tokio::spawn(renewing.run(closing.clone())));
         }
@@ -238,7 +240,8 @@ pub enum Question {
 struct Asked {
     agents: Arc<Agents>,
     lanes: [LaneInbox; 2],
-    name: String,
+    keys: Arc<Keys>,
+    standing: watch::Receiver<Membership>,
 }
 
 impl Asked {
@@ -260,7 +263,14 @@ impl Asked {
         for lane in &self.lanes {
             lanes.push(lane.standing().await?);
         }
-        Ok(json!({ "relay": self.name, "connections": self.agents.count(), "states": states, "lanes": lanes }))
+        Ok(json!({
+            "relay": self.keys.identity().name.to_string(),
+            "certificate_until_ms": self.keys.not_after_ms(),
+            "trouble": self.standing.borrow().trouble,
+            "connections": self.agents.count(),
+            "states": states,
+            "lanes": lanes,
+        }))
     }
 
     async fn inspect(&self, lane: Lane, from: Position, most: usize) -> Result<Value, crate::writer::Closed> {

@@ -46,7 +46,7 @@ fn relay(site: &str) -> Node {
 }
 
 /// As `cp -a`: sparse files stay sparse, modes stay owner-only.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
     assert!(Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(to).status().unwrap().success());
 }
@@ -219,9 +219,7 @@ async fn what_a_newer_agent_sends_is_held_told_in_today_and_stops_nothing_behind
 
 /// A spool as a newer build may leave it: of its three batches this hub can open the last one only.
 fn put_newer_batches(mesh: &Mesh, agent: &Node) {
-    let certificate = fs::read_to_string(mesh.folder_of(agent).join("certificate.pem")).unwrap();
-    let chain = muster_certs::material::certificates("certificate", &certificate, 4).unwrap();
-    let device = DeviceId(muster_certs::read_leaf(&chain[0]).unwrap().identity.name.device().unwrap());
+    let device = DeviceId(mesh.member(agent).unwrap().unwrap().name.device().unwrap());
     let spool = SpoolId::new(1, [7; 10]);
     let batch = |seq: u64| Batch {
         device,

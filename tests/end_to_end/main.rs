@@ -5,6 +5,7 @@ mod backup;
 mod canary;
 mod desk;
 mod engines;
+mod enrolment;
 mod faults;
 mod full_disks;
 mod kills;

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use muster_certs::{Ca, Identity, Issuer, Name, files};
+use muster_certs::{Identity, Issuer, files};
 use muster_mesh::clock::{Clock, SystemClock};
 use muster_start::{
     http,
@@ -97,11 +97,15 @@ async fn each_mistake_gets_one_clear_line_and_costs_nothing() {
         &["MUSTER_HUB__WEB__LISTEN", "socket address"],
     );
 
-    let of_the_agent = |file: &str| mesh.folder_of(&agent()).join(file);
+    let an_agents = mesh.ca().issue_agent(SITE, "somebody", "Somebody").unwrap().signed;
+    let of_an_agent = |name: &str| folder.path().join(name);
+    files::write_secret(&of_an_agent("certificate.pem"), an_agents.pem.as_bytes()).unwrap();
+    files::write_secret(&of_an_agent("key.pem"), an_agents.key_pem.as_bytes()).unwrap();
     let wrong_role = complaint(
         command(&mesh, &relay(), &["run"])
-            .env("MUSTER_RELAY__AGENTS__CERTIFICATE", of_the_agent("certificate.pem"))
-            .env("MUSTER_RELAY__AGENTS__KEY", of_the_agent("key.pem")),
+            .env("MUSTER_RELAY__AGENTS__CERTIFICATE", of_an_agent("certificate.pem"))
+            .env("MUSTER_RELAY__AGENTS__KEY", of_an_agent("key.pem"))
+            .env("MUSTER_RELAY__AGENTS__ROOTS", mesh.ca().roots_path()),
     );
     says(&wrong_role, &["certificate", "agent", "relay"]);
 
@@ -188,20 +192,12 @@ async fn an_agent_whose_certificate_has_ended_or_that_has_no_display_says_so_and
     let folder = folder();
     let mut mesh = worked(folder.path()).await;
     // The same device under an older certificate.
-    let node = mesh.folder_of(&agent());
-    let ca = Ca::open(&mesh.folder().join("ca")).unwrap();
-    let keys = muster_certs::Keys::load(
-        &node.join("certificate.pem"),
-        &node.join("key.pem"),
-        &ca.roots_path(),
-        muster_certs::Role::Agent,
-        std::sync::Arc::new(muster_certs::SystemTime),
-    );
-    let Name::Agent { device, .. } = keys.unwrap().identity().name else { panic!("an agent's certificate names an agent") };
+    let ca = mesh.ca();
+    let name = mesh.member(&agent()).unwrap().unwrap().name;
     // A leaf lives 30 days.
     let then_ms = SystemClock::new().now().wall_ms - 60 * DAY_MS;
     let (root, issuer) = Issuer::in_memory(ca.domain(), then_ms).unwrap();
-    let ended = issuer.issue(&Identity::new(ca.domain(), Name::Agent { site: SITE.into(), device }).unwrap(), then_ms).unwrap();
+    let ended = issuer.issue(&Identity::new(ca.domain(), name).unwrap(), then_ms).unwrap();
     for (name, text) in [("certificate", ended.pem.as_str()), ("key", ended.key_pem.as_str()), ("roots", root.pem())] {
         let file = folder.path().join(name);
         files::write_secret(&file, text.as_bytes()).unwrap();

@@ -29,7 +29,7 @@ use crate::engines::{self, Own};
 const POLICY: &str = include_str!("../../ops/examples/policy.toml");
 /// Machines are shared: this is never a measure of speed, only an end to waiting.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A folder whose name is short, since the control sockets' paths must be.
 pub fn folder() -> tempfile::TempDir {

@@ -172,7 +172,7 @@ impl Agent {
                 let birth = Birth { now: reading(0), random: [[9; 10]; 2] };
                 self.spool.on_hub_ack(spool, signed.version.epoch, &ack, birth).expect("memory has room");
             }
-            Down::Welcome(_) | Down::Returned(_) | Down::Lane(..) => panic!("unexpected in a sound run"),
+            Down::Welcome(_) | Down::Returned(_) | Down::Lane(..) | Down::Answer(_) => panic!("unexpected in a sound run"),
         }
     }
 }

@@ -279,6 +279,7 @@ impl World {
                 let tidied = self.agent.on_hub_ack(spool, signed.version.epoch, &ack, birth);
                 self.or_reopen(tidied);
             }
+            Down::Answer(_) => panic!("nobody asks"),
         }
     }
 

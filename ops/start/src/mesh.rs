@@ -4,12 +4,14 @@
 //! <folder>/ca/                 a throw-away CA
 //! <folder>/policy.toml         what the hub reads; may be changed while it runs
 //! <folder>/engines.toml        where the hub keeps rows and pictures, if not below its folder
+//! <folder>/ports.json          where each of them listens
 //! <folder>/hub/                hub.toml, certificate.pem, key.pem, muster.db, objects/, state/, log
-//! <folder>/relays/<site>/      relay.toml, certificate.pem, key.pem, state/, log
-//! <folder>/agents/<person>/    agent.toml, certificate.pem, key.pem, state/, log
+//! <folder>/relays/<site>/      relay.toml, state/, log
+//! <folder>/agents/<person>/    agent.toml, state/, log
 //! ```
 //!
-//! Ports are chosen anew by each `Mesh`, and stay its own while processes come and go; configurations are written at each start.
+//! Relays and agents are enrolled at their first start, with a join token, as everywhere. Ports are chosen once, and again only where somebody
+//! else has taken them since; configurations are written at each start.
 
 use std::{
     collections::BTreeMap,
@@ -22,8 +24,17 @@ use std::{
 };
 
 use anyhow::Context;
-use muster_certs::{Ca, Keys, Role, SystemTime, files, issuer::Signed};
-use muster_mesh::{clock::Clock, clock::SystemClock, complaint::Complaint, control};
+use muster_certs::{
+    Ca, Keys, Role, SystemTime,
+    files::{self, FileError},
+};
+use muster_mesh::{
+    clock::{Clock, SystemClock},
+    complaint::Complaint,
+    control,
+    member::{Home, Member},
+};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -43,6 +54,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A certificate that ends sooner than this is made anew before a start.
 const RENEW_BEFORE_MS: i64 = 24 * 3_600 * 1_000;
 const ADMINS_MAX: u32 = 1_000;
+const PORTS: &str = "ports.json";
 
 /// What holds for the whole mesh.
 #[derive(Debug, Clone)]
@@ -94,9 +106,11 @@ pub struct Mesh {
     api: Option<HubApi>,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// Where a node listens, as far as it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
     mesh: SocketAddr,
+    door: SocketAddr,
     web: SocketAddr,
     health: SocketAddr,
 }
@@ -139,7 +153,7 @@ impl Mesh {
 
     async fn start_hub_with(&mut self, arguments: &[&str]) -> anyhow::Result<()> {
         let place = self.place(&Node::Hub)?;
-        self.certify(&Node::Hub, |ca| ca.issue_hub("hub-1"))?;
+        self.certify_hub()?;
         self.configure(&Node::Hub, &self.hub_toml(place))?;
         if self.setup.engines.wants_migrate() {
             self.migrate()?;
@@ -151,28 +165,41 @@ impl Mesh {
         self.until_ready(&Node::Hub, place.health).await
     }
 
-    /// Starts the relay of a site and waits until it takes agents.
+    /// Starts the relay of a site and waits until it takes agents. At its first start it is enrolled: the hub runs then.
     pub async fn start_relay(&mut self, site: &str) -> anyhow::Result<()> {
         let node = Node::Relay(site.to_owned());
         let place = self.place(&node)?;
-        self.certify(&node, |ca| ca.issue_relay(site, &format!("{site}-1")))?;
         let hub = self.place(&Node::Hub)?;
         self.configure(&node, &self.relay_toml(site, place, hub))?;
+        let (id, address, door) = (format!("{site}-1"), place.mesh.to_string(), place.door.to_string());
+        self.enroll(&node, &["relay", "--site", site, "--id", &id, "--address", &address, "--door", &door])?;
         self.start(&node, &["run"], None)?;
         self.until_ready(&node, place.health).await
     }
 
-    /// Starts a person's agent and waits until it answers its control socket.
+    /// Starts a person's agent and waits until it answers its control socket. At its first start it is enrolled: hub and the site's relay run
+    /// then.
     pub async fn start_agent(&mut self, at: &AgentAt<'_>) -> anyhow::Result<()> {
         let node = Node::Agent(at.person.to_owned());
-        self.certify(&node, |ca| Ok(ca.issue_agent(at.site, at.person, at.name)?.signed))?;
+        self.enroll_agent(at, &["--person", at.person, "--name", at.name])?;
+        self.start(&node, &["run"], at.display)?;
+        self.until(&node, "it answers", async |mesh| mesh.ask(&node, &json!({ "verb": "status" })).await.is_ok()).await
+    }
+
+    /// Lets an agent join that hasn't yet, with a join token of its site and with these options; hub and the site's relay run then.
+    pub fn enroll_agent(&mut self, at: &AgentAt<'_>, token: &[&str]) -> anyhow::Result<()> {
+        self.configure_agent(at)?;
+        self.enroll(&Node::Agent(at.person.to_owned()), &[&["agent", "--site", at.site], token].concat())
+    }
+
+    /// Writes an agent's configuration.
+    pub fn configure_agent(&mut self, at: &AgentAt<'_>) -> anyhow::Result<()> {
+        let node = Node::Agent(at.person.to_owned());
         let mut relays = Vec::new();
         for site in at.relays {
             relays.push((*site, self.place(&Node::Relay((*site).to_owned()))?.mesh));
         }
-        self.configure(&node, &self.agent_toml(&node, &relays))?;
-        self.start(&node, &["run"], at.display)?;
-        self.until(&node, "it answers", async |mesh| mesh.ask(&node, &json!({ "verb": "status" })).await.is_ok()).await
+        self.configure(&node, &self.agent_toml(&node, &relays))
     }
 
     /// An environment variable of a node, from its next start on: `MUSTER_RELAY__BUFFER__BUDGET` and the like.
@@ -282,43 +309,88 @@ impl Mesh {
 
     // --- how ---
 
-    fn place(&mut self, node: &Node) -> Result<Place, Complaint> {
+    fn place(&mut self, node: &Node) -> anyhow::Result<Place> {
         if let Some(place) = self.places.get(node) {
             return Ok(*place);
         }
-        let web = match (node, self.setup.web_port) {
-            (Node::Hub, Some(port)) => self.ports.prefer(port)?,
-            _ => self.ports.free()?,
+        let path = self.folder.join(PORTS);
+        let mut all: BTreeMap<String, Place> = match files::read(&path) {
+            Ok(text) => serde_json::from_str(&text).with_context(|| format!("{} doesn't read", path.display()))?,
+            Err(FileError::Missing(_)) => BTreeMap::new(),
+            Err(error) => return Err(error.into()),
         };
-        let place = Place { mesh: self.ports.free()?, web, health: self.ports.free()? };
+        let before = all.get(&node.to_string());
+        let mut port = |before: Option<u16>| match before {
+            Some(port) => self.ports.prefer(port),
+            None => self.ports.free(),
+        };
+        let of_people = self.setup.web_port.filter(|_| *node == Node::Hub);
+        let place = Place {
+            mesh: port(before.map(|before| before.mesh.port()))?,
+            door: port(before.map(|before| before.door.port()))?,
+            web: port(of_people.or(before.map(|before| before.web.port())))?,
+            health: port(before.map(|before| before.health.port()))?,
+        };
+        all.insert(node.to_string(), place);
+        files::write_public(&path, &serde_json::to_vec_pretty(&all)?)?;
         self.places.insert(node.clone(), place);
         Ok(place)
     }
 
-    /// Makes certificate and key, where there are none that last.
-    fn certify(&self, node: &Node, issue: impl FnOnce(&Ca) -> Result<Signed, muster_certs::CaError>) -> anyhow::Result<()> {
-        let folder = self.folder_of(node);
+    /// Makes the hub's certificate and key, where there are none that last.
+    fn certify_hub(&self) -> anyhow::Result<()> {
+        let folder = self.folder_of(&Node::Hub);
         let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
         if certificate.exists() {
-            let keys = Keys::load(&certificate, &key, &self.ca.roots_path(), node.role(), Arc::new(SystemTime))?;
+            let keys = Keys::load(&certificate, &key, &self.ca.roots_path(), Role::Hub, Arc::new(SystemTime))?;
             if keys.not_after_ms() > SystemClock::new().now().wall_ms + RENEW_BEFORE_MS {
                 return Ok(());
             }
-            if keys.role() == Role::Agent {
-                // A new certificate would be a new device, and what waits in the queue belongs to the old one.
-                let what = format!("the throw-away certificate of {node} has ended");
-                return Err(Complaint::new(what, "Start empty, with --fresh").into());
-            }
         }
         files::create_folder(&folder)?;
-        let signed = issue(&self.ca)?;
+        let signed = self.ca.issue_hub("hub-1")?;
         files::write_secret(&key, signed.key_pem.as_bytes())?;
         files::write_public(&certificate, signed.pem.as_bytes())?;
         Ok(())
     }
 
+    /// Who an enrolled node is. None: it never was started.
+    pub fn member(&self, node: &Node) -> anyhow::Result<Option<Member>> {
+        Ok(Home::of(&self.state(node)).member()?)
+    }
+
+    /// Lets a node join that hasn't yet, with a join token of the hub's, as a person would.
+    fn enroll(&self, node: &Node, token: &[&str]) -> anyhow::Result<()> {
+        if self.member(node)?.is_some() {
+            return Ok(());
+        }
+        if self.folder_of(node).join("certificate.pem").exists() {
+            // Joined, it would be a new device, and what waits in the queue belongs to the old one.
+            return Err(Complaint::new(format!("{node} was made by version 0.1.0"), "Start empty, with --fresh").into());
+        }
+        let file = self.folder_of(node).join("token");
+        remove(&file, fs::remove_file)?;
+        self.done(&Node::Hub, &[&["token"], token, &["--file", &file.to_string_lossy()]].concat())?;
+        let joined = self.done(node, &["enroll", &file.to_string_lossy()]);
+        remove(&file, fs::remove_file)?;
+        joined.map(drop)
+    }
+
+    /// Runs a verb of the node's program to its end; gives what it printed.
+    pub fn done(&self, node: &Node, arguments: &[&str]) -> anyhow::Result<String> {
+        let program = format!("muster-{}", node.program());
+        let done = self.command(node, arguments).output().with_context(|| format!("{program} can't be started"))?;
+        if done.status.success() {
+            return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
+        let what = format!("{node}: {program} {} said {said:?}", arguments.first().unwrap_or(&""));
+        Err(Complaint::new(what, "Start empty, with --fresh, if this folder is worth nothing").into())
+    }
+
     /// For its owner only: the hub's names its store, maybe with a password.
     fn configure(&self, node: &Node, text: &str) -> anyhow::Result<()> {
+        files::create_folder(&self.folder_of(node))?;
         Ok(files::write_secret(&self.config(node), text.as_bytes())?)
     }
 
@@ -362,12 +434,8 @@ impl Mesh {
     }
 
     fn migrate(&self) -> anyhow::Result<()> {
-        let made = self.command(&Node::Hub, &["migrate"]).output().context("muster-hub can't be started")?;
-        if made.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&made.stderr).trim().to_owned();
-        Err(Complaint::new(format!("the store isn't ready: {said}"), "Look whether it runs, and whether its URL is right").into())
+        let made = self.done(&Node::Hub, &["migrate"]).map_err(|error| format!("the store isn't ready: {error}"));
+        made.map(drop).map_err(|what| Complaint::new(what, "Look whether it runs, and whether its URL is right").into())
     }
 
     /// The first name that nobody has yet: one-time passwords aren't kept, so each mesh makes its own admin.
@@ -394,14 +462,16 @@ impl Mesh {
         let folder = self.folder_of(&Node::Hub);
         format!(
             "state = {state}\npolicy = {policy}\nissued = {issued}\ntest_mode = {test_mode}\n\n\
-             [mesh]\nlisten = \"{mesh}\"\n{keys}\n[web]\nlisten = \"{web}\"\n\n\
+             [mesh]\nlisten = \"{mesh}\"\n{keys}\n[door]\nlisten = \"{door}\"\n\n[signer]\nca = {ca}\n\n[web]\nlisten = \"{web}\"\n\n\
              [store]\nurl = {url}\nobjects = {objects}\n\n[status]\nlisten = \"{health}\"\n",
             state = quoted(&self.state(&Node::Hub)),
             policy = quoted(&self.folder.join("policy.toml")),
             issued = quoted(&self.ca.issued_path()),
             test_mode = self.setup.test_mode,
             mesh = place.mesh,
-            keys = self.keys_toml(&folder),
+            keys = keys_toml(&folder, &self.ca.roots_path()),
+            door = place.door,
+            ca = quoted(&self.folder.join("ca")),
             web = place.web,
             url = toml::Value::String(self.setup.engines.store_url(&self.folder)),
             objects = toml::Value::String(self.setup.engines.objects(&self.folder)),
@@ -413,12 +483,12 @@ impl Mesh {
         let node = Node::Relay(site.to_owned());
         let guests = self.setup.guests.get(site).cloned().unwrap_or_default();
         format!(
-            "state = {state}\n\n[agents]\nlisten = \"{listen}\"\n{keys}guests = {guests:?}\n\n\
+            "state = {state}\n\n[agents]\nlisten = \"{listen}\"\nguests = {guests:?}\n\n[door]\nlisten = \"{door}\"\n\n\
              [buffer]\nbudget = \"1 GiB\"\npictures_budget = \"1 GiB\"\n\n\
              [hub]\naddress = \"{hub}\"\nid = \"hub/hub-1\"\ninterval_s = {interval_s}\n\n[status]\nlisten = \"{health}\"\n",
             state = quoted(&self.state(&node)),
             listen = place.mesh,
-            keys = self.keys_toml(&self.folder_of(&node)),
+            door = place.door,
             hub = hub.mesh,
             interval_s = self.setup.interval_s,
             health = place.health,
@@ -426,23 +496,17 @@ impl Mesh {
     }
 
     fn agent_toml(&self, node: &Node, relays: &[(&str, SocketAddr)]) -> String {
-        let mut text = format!(
-            "state = {}\n{}test_mode = {}\n",
-            quoted(&self.state(node)),
-            self.keys_toml(&self.folder_of(node)),
-            self.setup.test_mode,
-        );
+        let mut text = format!("state = {}\ntest_mode = {}\n", quoted(&self.state(node)), self.setup.test_mode);
         for (site, address) in relays {
             text += &format!("\n[[relays]]\naddress = \"{address}\"\nid = \"site/{site}/relay/{site}-1\"\n");
         }
         text
     }
+}
 
-    fn keys_toml(&self, folder: &Path) -> String {
-        let [certificate, key, roots] =
-            [folder.join("certificate.pem"), folder.join("key.pem"), self.ca.roots_path()].map(|path| quoted(&path));
-        format!("certificate = {certificate}\nkey = {key}\nroots = {roots}\n")
-    }
+fn keys_toml(folder: &Path, roots: &Path) -> String {
+    let [certificate, key, roots] = [&folder.join("certificate.pem"), &folder.join("key.pem"), roots].map(quoted);
+    format!("certificate = {certificate}\nkey = {key}\nroots = {roots}\n")
 }
 
 impl Node {
@@ -452,14 +516,6 @@ impl Node {
             Node::Hub => "hub",
             Node::Relay(_) => "relay",
             Node::Agent(_) => "agent",
-        }
-    }
-
-    fn role(&self) -> Role {
-        match self {
-            Node::Hub => Role::Hub,
-            Node::Relay(_) => Role::Relay,
-            Node::Agent(_) => Role::Agent,
         }
     }
 }
@@ -517,7 +573,7 @@ pub fn empty(folder: &Path) -> Result<(), Complaint> {
     for name in ["ca", "hub", "relays", "agents", "desktop"] {
         remove(&folder.join(name), fs::remove_dir_all)?;
     }
-    for name in ["policy.toml", "runs.json", ENGINES] {
+    for name in ["policy.toml", "runs.json", PORTS, ENGINES] {
         remove(&folder.join(name), fs::remove_file)?;
     }
     Ok(())
