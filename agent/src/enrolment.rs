@@ -7,6 +7,7 @@ use muster_certs::{Fingerprint, Keys, Name, Role, SystemTime, Trusted};
 use muster_mesh::{
     asking::{Asking, Way},
     complaint::Complaint,
+    control,
     door::{Said, Standing, Wish},
     join::{JoinToken, Kind},
     member::{Home, Member},
@@ -34,6 +35,7 @@ pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
         return Err(Complaint::new("this join token is for a branch office's relay", todo).into());
     }
     let state = StateDir::open(state, "agent")?;
+    control::check_folder(state.path())?;
     let home = Home::of(state.path());
     if let Some(member) = home.member()? {
         let what = format!("this computer is {} already", member.name);

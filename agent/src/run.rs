@@ -65,6 +65,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     refuse_root(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let state = StateDir::open(&expand(&config.state), "agent")?;
+    control::check_folder(state.path())?;
     let Who { keys, device, relays, enrolled } = Who::find(&config, state.path(), clock.now().wall_ms)?;
     let (membership, standing) = watch::channel(enrolled.as_ref().map_or(Membership::OF_FILES, Enrolled::membership));
     let status = Status::install();

@@ -16,6 +16,7 @@ pub mod devices;
 pub mod door;
 pub mod login;
 pub mod looks;
+pub mod members;
 pub mod openapi;
 pub mod pictures;
 pub mod policy;
@@ -37,6 +38,7 @@ pub fn web(hub: &Arc<Hub>) -> Route {
         pictures::routes(hub),
         capabilities::routes(hub),
         looks::routes(hub),
+        members::routes(hub),
         policy::routes(hub),
         summary::routes(hub),
         deleted::routes(hub),

@@ -1,5 +1,6 @@
 //! Quiet: the hub: takes the relays' batches, keeps them as rows, deletes them in time, and answers people.
 
+pub mod admission;
 pub mod api;
 pub mod check;
 pub mod cli;

@@ -76,18 +76,8 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         None => None,
     };
     let door_address = door.as_ref().map(|door| door.local_addr()).transpose()?;
-    let signer = match &config.signer {
-        Some(at) => {
-            let hub_at = HubAt {
-                name: keys.identity().name,
-                address: config.mesh_address().unwrap_or_else(|| mesh_address.to_string()),
-                door: config.door_address().or_else(|| door_address.map(|door| door.to_string())).unwrap_or_default(),
-            };
-            Some(Arc::new(Signer::new(store.clone(), clock.clone(), at.open()?, config.seal_key()?, at.lives(), hub_at)))
-        }
-        None => None,
-    };
-    let hub = Arc::new(hub.signing(signer));
+    let signer = signer(&config, store.clone(), clock.clone(), Some((mesh_address, door_address)))?;
+    let hub = Arc::new(hub.signing(signer.map(Arc::new)));
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(true));
     let (status_address, status_task) = status.serve(config.status.listen, ready.clone(), stop.clone()).await?;
@@ -132,6 +122,23 @@ async fn reconcile(store: &Store, objects: &Objects, now_ms: i64, policies: &Pol
         let what = format!("It can't be told which pictures of the restored database are there ({error})");
         Complaint::new(what, "Put it right and start with --restored again")
     })
+}
+
+/// Whoever holds the issuing key, if this hub does. `listening`: at its mesh port and its door, where it listens already.
+pub fn signer(
+    config: &Config,
+    store: Arc<Store>,
+    clock: Arc<dyn Clock>,
+    listening: Option<(SocketAddr, Option<SocketAddr>)>,
+) -> anyhow::Result<Option<Signer>> {
+    let Some(at) = &config.signer else { return Ok(None) };
+    let (mesh, door) = listening.unzip();
+    let nowhere =
+        || Complaint::new("nobody could find this hub: `mesh.address` is missing in its configuration", "Give it as relays dial it");
+    let address = config.mesh_address().or_else(|| mesh.map(|mesh| mesh.to_string())).ok_or_else(nowhere)?;
+    let door = config.door_address().or_else(|| door.flatten().map(|door| door.to_string())).unwrap_or_default();
+    let hub = HubAt { name: keys(config)?.identity().name, address, door };
+    Ok(Some(Signer::new(store, clock, at.open()?, config.seal_key()?, at.lives(), hub)))
 }
 
 /// Certificate, key and roots, for `serve` and `check`.

@@ -40,7 +40,7 @@ mod sweep;
 pub use admins::Admin;
 pub use devices::DeviceRow;
 pub use looks::Look;
-pub use members::{CertificateRow, DialRow, Grant, MemberRow, TokenRow};
+pub use members::{CertificateRow, DialRow, Grant, MemberRow, MemberStanding, TokenRow};
 pub use pictures::{KeptCapability, KeptPicture, NamedObject};
 pub use policies::StoredPolicy;
 pub use posts::{Loaded, NewBatch, NewHold, NewLine, NewObject, PostRows};

@@ -12,11 +12,11 @@ use muster_hub::{
         self,
         routes::{Access, Entry, Looks, Method, ROUTES},
     },
-    config::{Config, Mesh, StatusAt, StoreAt, Web},
+    config::{Config, Door, Mesh, SignerAt, StatusAt, StoreAt, Web},
     password,
     running::{self, Running},
     serve,
-    store::Store,
+    store::{Grant, MemberRow, Store, TokenRow},
 };
 use muster_mesh::{
     clock::{Clock, SystemClock},
@@ -29,6 +29,8 @@ use serde_json::{Value, json};
 use world::*;
 
 const PASSWORD: &str = "correct-horse";
+const TOKEN: &str = "0123456789abcdef";
+const MEMBER: &str = "site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617";
 
 /// A hub with its own CA.
 struct House {
@@ -52,8 +54,8 @@ impl House {
             issued: ca.issued_path(),
             test_mode: true,
             mesh: Mesh { listen: anywhere, certificate: at("hub.pem"), key: at("hub.key"), roots: ca.roots_path(), address: None },
-            door: None,
-            signer: None,
+            door: Some(Door { listen: anywhere, address: None }),
+            signer: Some(SignerAt { ca: at("ca"), agent_life_s: None, relay_life_s: None }),
             web: Web { listen: anywhere },
             store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
             status: StatusAt { listen: anywhere },
@@ -207,12 +209,18 @@ async fn each_route_answers_whom_its_row_says_and_each_look_is_on_record() {
     let relay = house.relay();
     post(&house, &relay, "1", &body(now_ms, &[sealed(1)])).await;
     let picture = post_a_picture(&house, &relay, now_ms).await;
+    house.has_a_token_and_a_member().await;
     let token = house.token().await;
     let client = reqwest::Client::new();
     let mut personal = 0;
     for entry in ROUTES {
         let send = async |token: Option<&str>| {
-            let path = entry.path.replace("{device}", &device(1).to_string()).replace("{day}", "2026-11-23").replace("{picture}", &picture);
+            let path = entry
+                .path
+                .replace("{device}", &device(1).to_string())
+                .replace("{day}", "2026-11-23")
+                .replace("{picture}", &picture)
+                .replace("{token}", TOKEN);
             let reason = if entry.looks == Looks::WithReason { "?reason=a+test" } else { "" };
             let url = house.url(&format!("{path}{reason}"));
             let request = match entry.method {
@@ -238,10 +246,7 @@ async fn each_route_answers_whom_its_row_says_and_each_look_is_on_record() {
         let is_look = i64::from(entry.looks != Looks::Never);
         assert_eq!(self::looks(&house).await, looks + is_look, "{}", entry.path);
         personal += is_look;
-        let wrong_method = match entry.method {
-            Method::Get => client.delete(house.url(&entry.path.replace(['{', '}'], ""))),
-            Method::Post => client.get(house.url(entry.path)),
-        };
+        let wrong_method = client.delete(house.url(&entry.path.replace(['{', '}'], "")));
         assert!([StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_FOUND].contains(&wrong_method.send().await.unwrap().status()));
     }
     let shown: Value = client.get(house.url("/api/v1/looks")).bearer_auth(&token).send().await.unwrap().json().await.unwrap();
@@ -431,7 +436,39 @@ fn right_body(entry: &Entry) -> Value {
     match entry.path {
         "/api/v1/login" => json!({ "name": "kari", "password": PASSWORD }),
         "/api/v1/check/spools" => json!({ "spools": [] }),
+        "/api/v1/tokens" => json!({ "site": "oslo", "relay": { "id": "oslo-2", "address": "relay.oslo.example.org" } }),
+        "/api/v1/tokens/{token}/end" => json!({}),
+        "/api/v1/members/approve" => json!({ "member": MEMBER, "owner": { "person": "kari", "name": "Kari" } }),
+        "/api/v1/members/deny" => json!({ "member": MEMBER }),
         other => panic!("{other} needs a body here"),
+    }
+}
+
+impl House {
+    /// A join token that can be used, and somebody who waits for an admin.
+    async fn has_a_token_and_a_member(&self) {
+        let store = Store::open(&self.config.store.url).await.unwrap();
+        let grant = Grant { site: "oslo".into(), relay: None, person: None, display: None };
+        let (id, role) = (TOKEN.to_owned(), "agent".to_owned());
+        let token = TokenRow { id, secret: "00".into(), role, grant, uses_left: 1, made_ms: 0, ends_ms: i64::MAX, made_by: "kari".into() };
+        store.add_token(&token).await.unwrap();
+        let mut writing = store.write().await.unwrap();
+        let member = MemberRow {
+            name: MEMBER.into(),
+            device_key: "00".into(),
+            join_state: 1,
+            approved: false,
+            token: TOKEN.into(),
+            joined_ms: 0,
+            version: "0.1.0".into(),
+            allowed: 0,
+            waits_ms: None,
+            cloned_ms: None,
+            denied_ms: None,
+        };
+        writing.keep_member(&member).await.unwrap();
+        writing.commit().await.unwrap();
+        store.close().await;
     }
 }
 

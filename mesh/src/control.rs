@@ -74,6 +74,11 @@ pub async fn ask(state_path: &Path, program: &str, request: &Value) -> Result<Va
     }
 }
 
+/// Complains about a state folder in which no program could be asked: before somebody joins who then can't run.
+pub fn check_folder(state: &Path) -> Result<(), Complaint> {
+    socket_path(state).map(drop)
+}
+
 fn socket_path(state: &Path) -> Result<PathBuf, Complaint> {
     let path = state.join(SOCKET);
     let length = path.as_os_str().len();

@@ -7,6 +7,7 @@ use muster_mesh::{
     asking::{Asking, Way},
     clock::Clock,
     complaint::Complaint,
+    control,
     door::{Said, Wish},
     join::{JoinToken, Kind},
     member::{Home, Member},
@@ -25,6 +26,7 @@ pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
         return Err(Complaint::new("this join token is for an employee's computer", todo).into());
     }
     let state = StateDir::open(state, "relay")?;
+    control::check_folder(state.path())?;
     let home = Home::of(state.path());
     if let Some(member) = home.member()? {
         let what = format!("this relay is {} already", member.name);

@@ -70,6 +70,7 @@ impl Relay {
         config.check()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let state = StateDir::open(&expand(&config.state), "relay")?;
+        control::check_folder(state.path())?;
         let Who { keys, hub, home } = Who::find(config, state.path(), clock.now().wall_ms)?;
         let line = Arc::new(Line::new(&keys, &hub)?);
         let carrier = Arc::new(Carrier::new(line.clone()));

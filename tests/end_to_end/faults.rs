@@ -61,8 +61,9 @@ async fn a_relay_that_is_wiped_after_its_acks_and_before_the_sync_costs_nothing(
     swarm.until("the branch has what the hub lacks", |swarm| swarm.in_branch() > before + 50).await;
     mesh.kill(&relay(OSLO));
     fs::remove_dir_all(mesh.state(&relay(OSLO))).unwrap();
-    mesh.start_relay(OSLO).await.unwrap();
+    // The new computer joins under the old one's name.
     mesh.start_hub().await.unwrap();
+    mesh.start_relay(OSLO).await.unwrap();
     sound(swarm, &mesh, &[OSLO]).await;
 }
 

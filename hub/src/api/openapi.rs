@@ -20,6 +20,7 @@ use super::{
     devices::{DeviceList, DeviceShown, MissingShown},
     login::{Credentials, Token},
     looks::LookList,
+    members::{Approval, Denial, MemberList, MemberShown, TokenEnded, TokenList, TokenMade, TokenWanted},
     pictures::PictureList,
     policy::PolicyShown,
     problem::Problem,
@@ -101,6 +102,14 @@ impl Meaning {
             Operation::ShowSummary => Meaning::giving::<SummaryShown>("Counts over everything"),
             Operation::ListDeleted => Meaning::giving::<DeletedList>("What was deleted because its time was up"),
             Operation::CheckSpools => Meaning::taking::<Asked, CheckedList>("Proof of what is kept, number by number"),
+            Operation::MakeToken => Meaning::taking::<TokenWanted, TokenMade>("A join token, for a relay or for employees' computers"),
+            Operation::ListTokens => Meaning::giving::<TokenList>("Join tokens that can still be used"),
+            Operation::EndToken => Meaning::giving::<TokenEnded>("Lets nobody join with a token any more"),
+            Operation::ListMembers => Meaning::giving::<MemberList>("Who was enrolled, and who waits for an admin"),
+            Operation::ApproveMember => Meaning::taking::<Approval, MemberShown>(
+                "Says whose a waiting computer is, or lets one that came back too often in once more",
+            ),
+            Operation::DenyMember => Meaning::taking::<Denial, MemberShown>("Lets a member have no certificate any more"),
         }
     }
 
@@ -185,7 +194,8 @@ fn what_is(name: &str) -> &'static str {
         "device" => "32 lower-case hex digits",
         "day" => "A civil day where the device is, such as 2026-11-23",
         "picture" => "32 lower-case hex digits, from the list of a day's pictures",
-        "after" => "The last device of the page before",
+        "after" => "The last one of the page before",
+        "token" => "16 lower-case hex digits, from the list of join tokens",
         "limit" => "How many at most",
         "since" => "A time as in RFC 3339",
         "reason" => "Why you look: 1 to 200 characters in one line; it is written down, and the person can read it",

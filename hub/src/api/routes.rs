@@ -44,7 +44,7 @@ pub enum Access {
 pub enum Looks {
     /// Nobody's data.
     Never,
-    /// Who looked at whom: a row in `looks`, on the disk before the answer.
+    /// Who looked at whom, or changed what: a row in `looks`, on the disk before the answer.
     Written,
     /// That, and why: without a reason there is no answer.
     WithReason,
@@ -67,6 +67,12 @@ pub enum Operation {
     ShowPolicy,
     ShowSummary,
     CheckSpools,
+    MakeToken,
+    ListTokens,
+    EndToken,
+    ListMembers,
+    ApproveMember,
+    DenyMember,
 }
 
 #[derive(Debug)]
@@ -97,6 +103,12 @@ pub const ROUTES: &[Entry] = &[
     Entry { method: Method::Get,  path: "/api/v1/summary",                                  access: Access::Admin,  operation: Operation::ShowSummary,      looks: Looks::Never,      query: &["since"] },
     Entry { method: Method::Get,  path: "/api/v1/deleted",                                  access: Access::Admin,  operation: Operation::ListDeleted,      looks: Looks::Never,      query: &["limit"] },
     Entry { method: Method::Post, path: "/api/v1/check/spools",                             access: Access::Admin,  operation: Operation::CheckSpools,      looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Post, path: "/api/v1/tokens",                                   access: Access::Admin,  operation: Operation::MakeToken,        looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/tokens",                                   access: Access::Admin,  operation: Operation::ListTokens,       looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Post, path: "/api/v1/tokens/{token}/end",                       access: Access::Admin,  operation: Operation::EndToken,         looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/members",                                  access: Access::Admin,  operation: Operation::ListMembers,      looks: Looks::Written,    query: &["after", "limit"] },
+    Entry { method: Method::Post, path: "/api/v1/members/approve",                          access: Access::Admin,  operation: Operation::ApproveMember,    looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Post, path: "/api/v1/members/deny",                             access: Access::Admin,  operation: Operation::DenyMember,       looks: Looks::Written,    query: &[] },
 ];
 
 impl Operation {
@@ -117,6 +129,12 @@ impl Operation {
             Operation::ShowPolicy => "showPolicy",
             Operation::ShowSummary => "showSummary",
             Operation::CheckSpools => "checkSpools",
+            Operation::MakeToken => "makeToken",
+            Operation::ListTokens => "listTokens",
+            Operation::EndToken => "endToken",
+            Operation::ListMembers => "listMembers",
+            Operation::ApproveMember => "approveMember",
+            Operation::DenyMember => "denyMember",
         }
     }
 }
@@ -128,6 +146,8 @@ pub struct Call {
     pub query: HashMap<String, String>,
     pub body: Bytes,
     pub peer: Peer,
+    /// The admin who asks. None where anyone may.
+    pub admin: Option<String>,
 }
 
 /// An answer.
@@ -272,7 +292,8 @@ impl Asked {
             Looks::Never | Looks::Written => None,
             Looks::WithReason => Some(reason(query.get("reason").map(String::as_str).or(self.header(REASON_HEADER)))?),
         };
-        let said = answer(hub.clone(), Call { segments: self.segments.clone(), query, body, peer }).await?;
+        let admin = caller.as_ref().map(|caller| caller.name.clone());
+        let said = answer(hub.clone(), Call { segments: self.segments.clone(), query, body, peer, admin }).await?;
         if self.entry.looks != Looks::Never {
             let (Some(caller), Some(about)) = (caller, &said.about) else {
                 return Err(ApiError::Inside(format!("{} doesn't say whose data it shows", self.entry.operation.id())));

@@ -3,37 +3,21 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
-use data_encoding::HEXLOWER;
-use muster_certs::{
-    Fingerprint, Name, files,
-    identity::check_label,
-    issued::{check_name, check_person},
-    material::utc_text,
-};
+use muster_certs::{Name, files, material::utc_text};
 use muster_mesh::{
-    chance,
     clock::{Clock, SystemClock},
     complaint::Complaint,
-    door::Dial,
-    join::{JoinToken, Kind},
 };
 
 use crate::{
+    admission::{self, AdmissionError, Owner, USES_MAX, VALID_MAX, VALID_MIN, Wanted, Whom},
     config::Config,
     running,
-    signer::secret_digest,
-    store::{DialRow, Grant, MemberRow, Store, TokenRow},
+    store::{Grant, MemberRow, MemberStanding, Store, TokenRow},
 };
 
-/// A token is for hours to weeks.
-const VALID_MIN: Duration = Duration::from_secs(60);
-const VALID_MAX: Duration = Duration::from_secs(60 * 86_400);
-/// Uses of one token: a large office on one day.
-const USES_MAX: u32 = 10_000;
 /// Members that are read at a time.
 const PAGE: i64 = 1_000;
-const AGENTS_PORT: u16 = 4433;
-const DOOR_PORT: u16 = 4434;
 
 #[derive(Debug, Subcommand)]
 pub enum TokenVerb {
@@ -113,98 +97,51 @@ pub enum MemberVerb {
 }
 
 pub async fn token(config: &Config, verb: TokenVerb) -> anyhow::Result<()> {
-    match verb {
+    let store = std::sync::Arc::new(Store::open(&config.store.url).await?);
+    let made_by = "muster-hub token".to_owned();
+    let done = match verb {
         TokenVerb::Agent { site, person, name, uses, out } => {
-            label(&site, "--site")?;
-            owner(person.as_deref(), name.as_deref())?;
-            let store = Store::open(&config.store.url).await?;
-            let dials = store.dials(&site).await?;
-            if dials.is_empty() {
-                let what = format!("no relay of {site} is known that a new computer could ask");
-                let todo = format!("Enrol one first: muster-hub token relay --site {site} --id {site}-1 --address HOST");
-                return Err(Complaint::new(what, todo).into());
-            }
-            let doors = dials.into_iter().map(|DialRow { name, address, door, .. }| Dial { address, door, name }).collect();
-            let grant = Grant { site, relay: None, person, display: name };
-            make(config, &store, Kind::Agent, grant, doors, uses, &out).await
+            let owner = person.zip(name).map(|(person, name)| Owner { person, name });
+            let wanted = Wanted { site, whom: Whom::Agents(owner), uses, valid: out.valid, made_by };
+            make(config, &store, wanted, out.file).await
         }
         TokenVerb::Relay { site, id, address, door, out } => {
-            label(&site, "--site")?;
-            label(&id, "--id")?;
-            let hub = running::keys(config)?.identity().name.to_string();
-            let address = with_port(&address, AGENTS_PORT)?;
-            let door = match door {
-                Some(door) => with_port(&door, DOOR_PORT)?,
-                None => with_port(address.rsplit_once(':').map_or(&address, |(host, _)| host), DOOR_PORT)?,
-            };
-            let (Some(dial), Some(hub_door)) = (config.mesh_address(), config.door_address()) else {
-                let what = "a relay couldn't find this hub: `mesh.address` or `door.address` is missing in its configuration";
-                return Err(
-                    Complaint::new(what, "Give both as relays dial them, such as hub.example.org:8444 and hub.example.org:8445").into()
-                );
-            };
-            let store = Store::open(&config.store.url).await?;
-            let name = Name::Relay { site: site.clone(), id: id.clone() }.to_string();
-            store.set_dial(&DialRow { name, site: site.clone(), address, door }).await?;
-            let doors = vec![Dial { address: dial, door: hub_door, name: hub }];
-            let grant = Grant { site, relay: Some(id), person: None, display: None };
-            make(config, &store, Kind::Relay, grant, doors, 1, &out).await
+            let wanted = Wanted { site, whom: Whom::Relay { id, address, door }, uses: 1, valid: out.valid, made_by };
+            make(config, &store, wanted, out.file).await
         }
-        TokenVerb::List => list_tokens(&Store::open(&config.store.url).await?).await,
-        TokenVerb::Revoke { id } => {
-            if !Store::open(&config.store.url).await?.end_token(&id).await? {
-                return Err(
-                    Complaint::new(format!("there is no join token {id} that can still be used"), "See: muster-hub token list").into()
-                );
+        TokenVerb::List => list_tokens(&store).await,
+        TokenVerb::Revoke { id } => match store.end_token(&id).await? {
+            true => {
+                println!("Nobody can join with {id} any more.");
+                Ok(())
             }
-            println!("Nobody can join with {id} any more.");
-            Ok(())
-        }
-    }
+            false => {
+                let what = format!("there is no join token {id} that can still be used");
+                Err(Complaint::new(what, "See: muster-hub token list").into())
+            }
+        },
+    };
+    store.close().await;
+    done
 }
 
-async fn make(config: &Config, store: &Store, kind: Kind, grant: Grant, doors: Vec<Dial>, uses: u32, out: &Out) -> anyhow::Result<()> {
-    let Some(signer) = &config.signer else {
+async fn make(config: &Config, store: &std::sync::Arc<Store>, wanted: Wanted, file: Option<PathBuf>) -> anyhow::Result<()> {
+    let Some(signer) = running::signer(config, store.clone(), std::sync::Arc::new(SystemClock::new()), None)? else {
         let what = "this hub issues no certificates, so nobody can join here";
         return Err(Complaint::new(what, "Run this where the configuration has [signer]").into());
     };
-    let ca = signer.open()?;
-    let now_ms = SystemClock::new().now().wall_ms;
-    let ends_ms = now_ms.saturating_add(i64::try_from(out.valid.as_millis()).unwrap_or(i64::MAX));
-    let [id, secret] = [chance::random_32(), chance::random_32()];
-    let id: [u8; 8] = std::array::from_fn(|at| id[at]);
-    let token = JoinToken {
-        id,
-        secret,
-        kind,
-        ends_ms,
-        domain: ca.domain().to_owned(),
-        roots: Fingerprint::of_roots(ca.roots_pem())?.into_iter().map(|root| root.0).collect(),
-        seal: config.seal_key()?.public().0,
-        doors,
-    };
-    let row = TokenRow {
-        id: HEXLOWER.encode(&id),
-        secret: secret_digest(&secret),
-        role: kind.role().as_str().to_owned(),
-        grant,
-        uses_left: uses.into(),
-        made_ms: now_ms,
-        ends_ms,
-        made_by: "muster-hub token".to_owned(),
-    };
-    match &out.file {
+    let made = admission::token(store, &signer, wanted).await.map_err(complaint)?;
+    match file {
         Some(file) => {
-            files::create_secret(file, (token.text() + "\n").as_bytes())?;
-            store.add_token(&row).await?;
-            println!("Join token {} is in {}; it can be used until {}.", row.id, file.display(), utc_text(ends_ms));
+            files::create_secret(&file, (made.text + "\n").as_bytes())?;
+            store.add_token(&made.row).await?;
+            println!("Join token {} is in {}; it can be used until {}.", made.row.id, file.display(), utc_text(made.row.ends_ms));
         }
         None => {
-            store.add_token(&row).await?;
-            println!("{}", token.text());
+            store.add_token(&made.row).await?;
+            println!("{}", made.text);
         }
     }
-    store.close().await;
     Ok(())
 }
 
@@ -223,12 +160,12 @@ pub async fn member(config: &Config, verb: MemberVerb) -> anyhow::Result<()> {
     match verb {
         MemberVerb::List => list_members(&store).await?,
         MemberVerb::Approve { member, person, name } => {
-            owner(person.as_deref(), name.as_deref())?;
-            approve(&store, &member, person, name).await?;
+            let owner = person.zip(name).map(|(person, name)| Owner { person, name });
+            admission::approve(&store, &member, owner).await.map_err(complaint)?;
+            println!("{member} is approved. It notices within a minute.");
         }
         MemberVerb::Deny { member } => {
-            let now_ms = SystemClock::new().now().wall_ms;
-            change(&store, &member, |row| row.denied_ms = row.denied_ms.or(Some(now_ms))).await?;
+            admission::deny(&store, &member, SystemClock::new().now().wall_ms).await.map_err(complaint)?;
             println!("{member} gets no certificate any more.");
         }
     }
@@ -251,74 +188,21 @@ async fn list_members(store: &Store) -> anyhow::Result<()> {
 }
 
 fn standing(member: &MemberRow) -> &'static str {
-    match member {
-        MemberRow { denied_ms: Some(_), .. } => "denied",
-        MemberRow { cloned_ms: Some(_), .. } => "two disks with its key",
-        MemberRow { waits_ms: Some(_), .. } => "waits to come back",
-        MemberRow { approved: false, .. } => "waits for approval",
-        _ => "member",
+    match member.standing() {
+        MemberStanding::Denied => "denied",
+        MemberStanding::Cloned => "two disks with its key",
+        MemberStanding::WaitsToComeBack => "waits to come back",
+        MemberStanding::WaitsForApproval => "waits for approval",
+        MemberStanding::Member => "member",
     }
 }
 
-async fn approve(store: &Store, name: &Name, person: Option<String>, display: Option<String>) -> anyhow::Result<()> {
-    let Some(found) = store.member(&name.to_string()).await? else { return Err(unknown(name).into()) };
-    if !found.approved && person.is_none() {
-        let todo = "Give --person and --name; a computer belongs to one person for life";
-        return Err(Complaint::new(format!("{name} is nobody's yet"), todo).into());
-    }
-    if found.approved && person.is_some() {
-        let todo = "Leave out --person; to hand a computer over, enrol it anew with another token";
-        return Err(Complaint::new(format!("{name} is somebody's already"), todo).into());
-    }
-    let mut writing = store.write().await?;
-    if let (Some(device), Some(site)) = (name.device(), name.site())
-        && person.is_some()
-    {
-        writing.keep_owner(&device, &Grant { site: site.to_owned(), relay: None, person, display }).await?;
-    }
-    let Some(mut member) = writing.member(&name.to_string()).await? else { return Err(unknown(name).into()) };
-    if member.waits_ms.take().is_some() {
-        member.allowed += 1;
-    }
-    (member.approved, member.cloned_ms) = (true, None);
-    writing.keep_member(&member).await?;
-    writing.commit().await?;
-    println!("{name} is approved. It notices within a minute.");
-    Ok(())
-}
-
-async fn change(store: &Store, name: &Name, change: impl FnOnce(&mut MemberRow)) -> anyhow::Result<()> {
-    let mut writing = store.write().await?;
-    let Some(mut member) = writing.member(&name.to_string()).await? else { return Err(unknown(name).into()) };
-    change(&mut member);
-    writing.keep_member(&member).await?;
-    Ok(writing.commit().await?)
-}
-
-fn unknown(name: &Name) -> Complaint {
-    Complaint::new(format!("{name} was never enrolled here"), "See: muster-hub member list")
-}
-
-fn label(text: &str, option: &str) -> Result<(), Complaint> {
-    check_label(text).map_err(|error| Complaint::new(format!("{option} {text:?} can't be used"), error.to_string()))
-}
-
-fn owner(person: Option<&str>, name: Option<&str>) -> Result<(), Complaint> {
-    let wrong = |option: &str, error: String| Complaint::new(format!("{option} can't be used"), error);
-    person.map_or(Ok(()), check_person).map_err(|error| wrong("--person", error.to_string()))?;
-    name.map_or(Ok(()), check_name).map_err(|error| wrong("--name", error.to_string()))
-}
-
-/// Host and port, the usual one if none is given.
-fn with_port(text: &str, port: u16) -> Result<String, Complaint> {
-    let wrong = || Complaint::new(format!("{text:?} is no host, and no host and port"), "Write it as relay.oslo.example.org:4433");
-    let bare_v6 = text.parse::<std::net::Ipv6Addr>().is_ok();
-    match text.rsplit_once(':') {
-        _ if bare_v6 => Ok(format!("[{text}]:{port}")),
-        Some((host, given)) if !host.is_empty() && given.parse::<u16>().is_ok_and(|port| port > 0) => Ok(text.to_owned()),
-        None if !text.is_empty() && !text.contains(['/', ' ']) => Ok(format!("{text}:{port}")),
-        Some((host, _)) if text.starts_with('[') && text.ends_with(']') && !host.is_empty() => Ok(format!("{text}:{port}")),
-        _ => Err(wrong()),
+/// As somebody at a terminal is told.
+fn complaint(error: AdmissionError) -> anyhow::Error {
+    match error {
+        AdmissionError::Wrong { what, todo, .. } => Complaint::new(what, todo).into(),
+        AdmissionError::Unknown(name) => Complaint::new(format!("{name} was never enrolled here"), "See: muster-hub member list").into(),
+        AdmissionError::Store(error) => error.into(),
     }
 }
 
@@ -339,23 +223,6 @@ fn parse_length(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_gets_the_usual_port_and_rubbish_is_refused() {
-        for (text, want) in [
-            ("relay.oslo.example.org", "relay.oslo.example.org:4433"),
-            ("relay.oslo.example.org:5", "relay.oslo.example.org:5"),
-            ("10.0.0.1", "10.0.0.1:4433"),
-            ("2001:db8::1", "[2001:db8::1]:4433"),
-            ("[2001:db8::1]", "[2001:db8::1]:4433"),
-            ("[2001:db8::1]:5", "[2001:db8::1]:5"),
-        ] {
-            assert_eq!(with_port(text, AGENTS_PORT).unwrap(), want);
-        }
-        for bad in ["", ":", ":5", "host:", "host:0", "host:99999", "a b", "https://host"] {
-            assert!(with_port(bad, AGENTS_PORT).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_token_lives_for_minutes_to_weeks() {

@@ -50,6 +50,42 @@ pub struct MemberRow {
     pub denied_ms: Option<i64>,
 }
 
+/// What an admin sees of a member at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberStanding {
+    Member,
+    WaitsForApproval,
+    WaitsToComeBack,
+    /// Two disks have its key.
+    Cloned,
+    Denied,
+}
+
+impl MemberStanding {
+    pub fn name(self) -> &'static str {
+        match self {
+            MemberStanding::Member => "member",
+            MemberStanding::WaitsForApproval => "waits_for_approval",
+            MemberStanding::WaitsToComeBack => "waits_to_come_back",
+            MemberStanding::Cloned => "cloned",
+            MemberStanding::Denied => "denied",
+        }
+    }
+}
+
+impl MemberRow {
+    /// What weighs most comes first.
+    pub fn standing(&self) -> MemberStanding {
+        match self {
+            MemberRow { denied_ms: Some(_), .. } => MemberStanding::Denied,
+            MemberRow { cloned_ms: Some(_), .. } => MemberStanding::Cloned,
+            MemberRow { waits_ms: Some(_), .. } => MemberStanding::WaitsToComeBack,
+            MemberRow { approved: false, .. } => MemberStanding::WaitsForApproval,
+            _ => MemberStanding::Member,
+        }
+    }
+}
+
 /// A certificate that was issued here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateRow {
