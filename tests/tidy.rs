@@ -149,7 +149,7 @@ const DRIVERS: [(&str, &[&str]); 19] = [
     ("utoipa", &["hub/src/api/", "hub/src/day.rs"]),
     ("rcgen", &["certs/src/"]),
     ("flate2", &["mesh/src/batch.rs"]),
-    // ids.rs has only the derives of the ids that the three others write.
+    // ids.rs has only the derives of the ids that the others write.
     ("bincode", &["mesh/src/batch.rs", "mesh/src/message.rs", "mesh/src/record.rs", "mesh/src/ids.rs", "mesh/src/door.rs"]),
     ("rusqlite", &[]),
 ];
