@@ -24,6 +24,7 @@ use crate::rows::{Shape, Value};
 
 mod admins;
 mod bulk;
+mod census;
 mod devices;
 mod engine;
 mod look_ups;
@@ -38,6 +39,7 @@ mod summary;
 mod sweep;
 
 pub use admins::Admin;
+pub use census::Census;
 pub use devices::DeviceRow;
 pub use looks::Look;
 pub use members::{CertificateRow, DialRow, Grant, MemberRow, TokenRow};

@@ -112,6 +112,8 @@ impl<W: Way> Renewing<W> {
     pub async fn run(self, stop: CancellationToken) {
         let mut due_ms = self.life().renew_ms(chance::fraction());
         let mut complained = false;
+        count("renewed", 0);
+        count("failed", 0);
         while !stop.is_cancelled() {
             let every = match self.look(due_ms).await {
                 Ok(Looked::Early) => self.life().check_every(),
@@ -122,7 +124,7 @@ impl<W: Way> Renewing<W> {
                 }
                 Ok(Looked::Later(wait)) => wait,
                 Err(error) => {
-                    metrics::counter!("muster_cert_renewals_failed_total").increment(1);
+                    count("failed", 1);
                     if !std::mem::replace(&mut complained, true) {
                         tracing::warn!("the certificate couldn't be renewed yet: {error}");
                     }
@@ -161,7 +163,7 @@ impl<W: Way> Renewing<W> {
                 let renewed = renewed.map_err(|error: MemberError| anyhow::anyhow!("{error}; the old one stays"))?;
                 renewed.renew(&self.keys)?;
                 if due {
-                    metrics::counter!("muster_cert_renewals_total").increment(1);
+                    count("renewed", 1);
                     tracing::info!(until_ms = self.keys.not_after_ms(), "the certificate was renewed");
                 }
                 (self.changed)(&renewed);
@@ -173,6 +175,11 @@ impl<W: Way> Renewing<W> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// A count that begins at 0 is one whose first step is seen.
+fn count(outcome: &'static str, times: u64) {
+    metrics::counter!("muster_cert_renewals_total", "outcome" => outcome).increment(times);
 }
 
 fn refused(refusal: Refusal) -> anyhow::Error {

@@ -12,23 +12,25 @@ use std::{
 };
 
 use anyhow::Context;
+use muster_certs::Keys;
 use muster_mesh::{
     asking::Renewing,
     chance,
     clock::{Clock, SystemClock},
     complaint::Complaint,
     config::{Bytes, expand},
-    control,
+    control, expiry,
     ids::{InstanceId, Lane},
     limits,
     link::relay_sync::Rules,
     queue::{Position, directory::DirectoryError, segment::Segments},
     quic::{DoorServer, Server},
+    reload::{Kept, Reloading, wake_at_hangup},
     state_dir::StateDir,
     status::Status,
 };
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -100,13 +102,19 @@ impl Relay {
         if let Some(strangers) = strangers {
             services.push(tokio::spawn(door::serve(strangers, carrier, clock.clone(), closing.clone())));
         }
+        services.push(tokio::spawn(expiry::keep_telling(keys.clone(), closing.clone())));
+        if let Some(reloading) = reloading(config, &keys) {
+            services.push(tokio::spawn(reloading.run(closing.clone())));
+        }
         if let Some(home) = home {
+            let wake = Arc::new(Notify::new());
+            services.push(tokio::spawn(wake_at_hangup(wake.clone(), closing.clone())));
             let renewing = Renewing {
                 home,
                 keys: keys.clone(),
                 clock: clock.clone(),
                 way: line.clone(),
-                wake: Arc::default(),
+                wake,
                 version: VERSION,
                 changed: Box::new(|_| ()),
             };
@@ -182,6 +190,12 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
     let relay = Relay::start(config).await?;
     stop.cancelled().await;
     relay.stop().await
+}
+
+/// None: the relay was enrolled, and there are no files to look at.
+fn reloading(config: &Config, keys: &Arc<Keys>) -> Option<Reloading> {
+    let [certificate, key, roots] = config.files()?.map(expand);
+    Some(Reloading::new(Kept::Node { keys: keys.clone(), certificate, key, roots }))
 }
 
 type Buffers = ([LaneInbox; 2], Vec<thread::JoinHandle<()>>);
