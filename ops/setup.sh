@@ -47,6 +47,25 @@ without_database_server() {
     return "$result"
 }
 
+# without_monitoring_server COMMAND…: Debian's Prometheus would start a server, now and with each start of the machine. Only its promtool is wanted.
+without_monitoring_server() {
+    local policy=/usr/sbin/policy-rc.d made='' result=0
+    if ! packages_missing | grep -qx prometheus; then
+        "$@"
+        return
+    fi
+    # One that is there already is somebody's decision.
+    if [[ ! -e $policy ]]; then
+        made=yes
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
+    fi
+    "$@" || result=$?
+    [[ -z $made ]] || as_root rm -f "$policy"
+    command -v systemctl >/dev/null && as_root systemctl --quiet disable prometheus 2>/dev/null
+    return "$result"
+}
+
 install_packages() {
     local missing
     command -v dpkg-query >/dev/null || stop "this isn't Debian or a relative of it. Install what stands in ops/packages under its names here, then run again with MUSTER_PACKAGES=have."
@@ -55,7 +74,7 @@ install_packages() {
     [[ $(id -u) == 0 ]] || command -v sudo >/dev/null || stop "packages are missing and there is no sudo. As root: apt-get install ${missing//$'\n'/ }"
     step "updating the list of packages" "10 s" apt update || stop "the list of packages can't be updated. Look at: apt-get update"
     # shellcheck disable=SC2086 — one word per package
-    step "installing ${missing//$'\n'/ }" "1 minute" without_database_server apt install --no-install-recommends -y $missing \
+    step "installing ${missing//$'\n'/ }" "1 minute" without_database_server without_monitoring_server apt install --no-install-recommends -y $missing \
         || stop "packages can't be installed. Look at: apt-get install ${missing//$'\n'/ }"
 }
 

@@ -150,7 +150,10 @@ const DRIVERS: [(&str, &[&str]); 19] = [
     ("rcgen", &["certs/src/"]),
     ("flate2", &["mesh/src/batch.rs"]),
     // ids.rs has only the derives of the ids that the others write.
-    ("bincode", &["mesh/src/batch.rs", "mesh/src/message.rs", "mesh/src/record.rs", "mesh/src/ids.rs", "mesh/src/door.rs"]),
+    (
+        "bincode",
+        &["mesh/src/batch.rs", "mesh/src/message.rs", "mesh/src/record.rs", "mesh/src/ids.rs", "mesh/src/door.rs", "mesh/src/join.rs"],
+    ),
     ("rusqlite", &[]),
 ];
 

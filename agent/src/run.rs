@@ -10,18 +10,19 @@ use std::{
 };
 
 use anyhow::Context;
-use muster_certs::Name;
+use muster_certs::{Keys, Name};
 use muster_mesh::{
     asking::{Membership, Renewing},
     clock::{Clock, SystemClock},
     complaint::Complaint,
     config::expand,
-    control,
+    control, expiry,
     ids::{DeviceId, Lane, SpoolId, Version},
     limits,
     link::agent_side,
     queue::segment::Segments,
     quic::Client,
+    reload::{Kept, Reloading},
     state_dir::StateDir,
     status::Status,
 };
@@ -107,6 +108,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         };
         tokio::spawn(renewing.run(closing.clone()))
     });
+    let telling = tokio::spawn(expiry::keep_telling(keys.clone(), closing.clone()));
+    let reloading = reloading(&config, &keys).map(|reloading| tokio::spawn(reloading.run_without_hangup(closing.clone())));
     let sweeper = tokio::spawn(sweep(diary.clone(), closing.clone()));
 
     let answers = Answers {
@@ -138,11 +141,21 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     if let Some(renewing) = renewing {
         renewing.await.context("the certificate's renewal")?;
     }
+    if let Some(reloading) = reloading {
+        reloading.await.context("the look at changed certificates")?;
+    }
+    telling.await.context("the certificates' ends")?;
     sweeper.await.context("the sweeper of old pictures")?;
     if let Some(health) = health {
         health.await.context("health and metrics")?;
     }
     Ok(())
+}
+
+/// None: this computer was enrolled, and there are no files to look at. SIGHUP is the end of the person's session, and no word about files.
+fn reloading(config: &Config, keys: &Arc<Keys>) -> Option<Reloading> {
+    let [certificate, key, roots] = config.files()?.map(expand);
+    Some(Reloading::new(Kept::Node { keys: keys.clone(), certificate, key, roots }))
 }
 
 /// It observes the person who runs it, and root is nobody's account; tests may run as root.

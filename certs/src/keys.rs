@@ -56,9 +56,32 @@ impl Keys {
     pub fn replace_pem(&self, certificate: &str, key: &str, roots: &str) -> Result<(), KeysError> {
         let now_ms = now_ms(&*self.time);
         let new = Material::from_pem(certificate, key, roots, self.role, now_ms)?;
+        self.check_change(&self.current.load(), &new, now_ms)?;
+        self.current.store(Arc::new(new));
+        Ok(())
+    }
+
+    /// Looks at a node's files again, while it runs. Besides everything that [`Keys::replace`] checks, they must belong to the mesh that it is
+    /// in: the new roots have one in common with those in use, or one in use stands behind the new certificate. On an error nothing changes.
+    pub fn reload(&self, certificate: &Path, key: &Path, roots: &Path) -> Result<Reloaded, KeysError> {
+        let texts = Texts::read(certificate, key, roots)?;
+        let now_ms = now_ms(&*self.time);
+        let new = Material::from_pem(&texts.certificate, &texts.key, &texts.roots, self.role, now_ms)?;
         let old = self.current.load();
+        // The key belongs to the certificate: it needs no comparison of its own.
+        if new.certified.cert == old.certified.cert && new.root_ders == old.root_ders {
+            return Ok(Reloaded::Same);
+        }
+        self.check_change(&old, &new, now_ms)?;
+        new.check_continues(&old, now_ms)?;
+        self.current.store(Arc::new(new));
+        Ok(Reloaded::Taken)
+    }
+
+    fn check_change(&self, old: &Material, new: &Material, now_ms: i64) -> Result<(), KeysError> {
         if new.leaf.identity != old.leaf.identity {
-            return Err(KeysError::OtherIdentity { old: Box::new(old.leaf.identity.clone()), new: Box::new(new.leaf.identity) });
+            let [old, new] = [old, new].map(|material| Box::new(material.leaf.identity.clone()));
+            return Err(KeysError::OtherIdentity { old, new });
         }
         // New roots may come beside an expired certificate (a branch long offline), or a renewal
         // while the clock is wrong; only a change for the worse is refused.
@@ -68,7 +91,6 @@ impl Keys {
                 return Err(why);
             }
         }
-        self.current.store(Arc::new(new));
         Ok(())
     }
 
@@ -91,6 +113,11 @@ impl Keys {
     /// sooner.
     pub fn not_after_ms(&self) -> i64 {
         self.current.load().window.end_ms
+    }
+
+    /// End of validity of the root that ends first, milliseconds UTC. No handshake looks at it; people should.
+    pub fn roots_end_ms(&self) -> i64 {
+        self.current.load().roots_end_ms
     }
 
     /// The roots in use, as PEM.
@@ -120,6 +147,15 @@ impl Keys {
     }
 }
 
+/// What files that were looked at again came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// They hold what is in use.
+    Same,
+    /// What they hold is in use from now on.
+    Taken,
+}
+
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keys").field("role", &self.role).field("current", &self.current.load()).finish_non_exhaustive()
@@ -140,7 +176,7 @@ impl Texts {
 
 /// Milliseconds UTC by this clock. A clock that gives no time counts as 1970: too early for every
 /// certificate, which loading tolerates and every handshake refuses by itself.
-fn now_ms(time: &dyn TimeProvider) -> i64 {
+pub(crate) fn now_ms(time: &dyn TimeProvider) -> i64 {
     let seconds = time.current_time().map_or(0, |now| now.as_secs());
     i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX)
 }

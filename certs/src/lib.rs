@@ -4,6 +4,7 @@
 //! - [`leaf`]: the one leaf check, run inside every handshake and again per connection.
 //! - [`chain`]: does a root of ours stand behind a certificate at a given time?
 //! - [`material`], [`keys`]: a node's own certificate, key and roots, swappable while running.
+//! - [`web`]: the organisation's own certificate, at a port for people.
 //! - [`tls`]: rustls configurations, TLS 1.3 only, nothing resumed, nothing early.
 //! - [`issuer`], [`ca`]: making certificates, in memory and in a folder.
 //! - [`request`]: a new key and the request for a certificate of it.
@@ -31,6 +32,7 @@ pub mod material;
 pub mod request;
 pub mod stranger;
 pub mod tls;
+pub mod web;
 
 pub use ca::{Ca, CaError, IssuedAgent};
 pub use chain::ChainError;
@@ -38,9 +40,10 @@ pub use device_key::DeviceKey;
 pub use identity::{Identity, IdentityError, Name, Role};
 pub use issued::Issued;
 pub use issuer::{AltName, Chain, Issuer, IssuerError, LeafParams, Root, Signed, Usage};
-pub use keys::{Keys, SystemTime};
+pub use keys::{Keys, Reloaded, SystemTime};
 pub use leaf::{Expect, Leaf, LeafError, check_leaf, read_leaf};
 pub use material::KeysError;
 pub use request::{KeyRequest, Requested};
 pub use stranger::{Fingerprint, Trusted, check_door, door_config, stranger_config};
 pub use tls::{DIALLED_NAME, TlsError, check_dialled, check_peer, client_config, leaf_error, server_config};
+pub use web::{WebKeys, WebKeysError, web_config};

@@ -63,6 +63,11 @@ pub enum KeysError {
         /// Who stands in the new certificate.
         new: Box<Identity>,
     },
+    /// A new set whose roots and certificate have nothing to do with those in use.
+    #[error(
+        "none of the roots in use stands behind the new certificate, and none of them is among the new roots: these files are of another mesh; if they are meant, restart this program"
+    )]
+    OtherRoots,
     /// The certificate has ended.
     #[error("the certificate of {identity} expired on {}; renew it", utc_text(*.not_after_ms))]
     Expired {
@@ -95,6 +100,7 @@ pub struct Material {
     pub(crate) roots: Arc<RootCertStore>,
     pub(crate) root_ders: Vec<CertificateDer<'static>>,
     pub(crate) roots_pem: String,
+    pub(crate) roots_end_ms: i64,
     pub(crate) clients: Arc<dyn ClientCertVerifier>,
 }
 
@@ -109,6 +115,7 @@ impl Material {
         let chain = certificates("certificate", certificate, CHAIN_CERTIFICATES_MAX)?;
         let key = private_key(key)?;
         let (roots_pem, root_ders) = (roots.to_owned(), root_ders(roots)?);
+        let roots_end_ms = root_ders.iter().filter_map(|der| end_ms(der)).min().unwrap_or(i64::MAX);
         let roots = Arc::new(store_of(&root_ders)?);
         let (end, between) = chain.split_first().ok_or(KeysError::Leaf(LeafError::Missing))?;
 
@@ -123,7 +130,17 @@ impl Material {
         let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider().clone())
             .build()
             .map_err(|e| KeysError::Tls(e.to_string()))?;
-        Ok(Material { certified: Arc::new(certified), leaf, window, roots, root_ders, roots_pem, clients })
+        Ok(Material { certified: Arc::new(certified), leaf, window, roots, root_ders, roots_pem, roots_end_ms, clients })
+    }
+
+    /// Fails when this set has nothing to do with `old`: whoever could write three files could otherwise move a program into a mesh of their own.
+    pub fn check_continues(&self, old: &Material, now_ms: i64) -> Result<(), KeysError> {
+        if self.root_ders.iter().any(|root| old.root_ders.contains(root)) {
+            return Ok(());
+        }
+        let Some((end, between)) = self.certified.cert.split_first() else { return Err(KeysError::OtherRoots) };
+        // A site that missed a whole rotation: the cross certificate leads to the root that it still has.
+        check_chain(end, between, &old.roots, self.leaf.identity.role(), self.window.nearest(now_ms)).map_err(|_| KeysError::OtherRoots)
     }
 
     /// Fails when the set isn't valid at `now_ms` (milliseconds UTC).
@@ -177,6 +194,12 @@ impl Window {
         let ms = now_ms.max(self.start_ms).min(self.end_ms).max(0);
         UnixTime::since_unix_epoch(Duration::from_millis(ms.unsigned_abs()))
     }
+}
+
+/// End of validity, milliseconds UTC.
+pub(crate) fn end_ms(der: &CertificateDer<'_>) -> Option<i64> {
+    let certificate = leaf::parse(der).ok()?;
+    Some(certificate.validity().not_after.timestamp().saturating_mul(1000))
 }
 
 /// Milliseconds UTC for people: `2026-11-22 05:41:00 UTC`.
@@ -243,11 +266,11 @@ pub fn check_key(chain: Vec<CertificateDer<'static>>, key: &str) -> Result<(), K
     certified(chain, private_key(key)?).map(drop)
 }
 
-fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<CertifiedKey, KeysError> {
+pub(crate) fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<CertifiedKey, KeysError> {
     CertifiedKey::from_der(chain, key, provider()).map_err(key_error)
 }
 
-fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, KeysError> {
+pub(crate) fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, KeysError> {
     PrivateKeyDer::from_pem_slice(pem.as_bytes())
         .map_err(|_| KeysError::NotPem { what: "key", why: "no BEGIN PRIVATE KEY in it, or damaged".to_owned() })
 }

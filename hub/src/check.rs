@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use muster_certs::issued;
+use muster_certs::{issued, material::utc_text};
 use muster_mesh::{
     clock::{Clock, SystemClock},
     complaint::Complaint,
@@ -46,6 +46,7 @@ pub async fn check(config: &Config, pictures: Pictures) -> Vec<Finding> {
     let finding = |what, said| Finding { what, said };
     vec![
         finding("certificate", certificate(config)),
+        finding("web certificate", web_certificate(config)),
         finding("policy", policy_file(config)),
         finding("issued devices", list(config)),
         finding("database", database(config).await),
@@ -62,6 +63,17 @@ fn certificate(config: &Config) -> Result<String, Complaint> {
     Ok(match keys.check_time(SystemClock::new().now().wall_ms) {
         Ok(()) => format!("{}", keys.identity()),
         Err(error) => format!("{}, but no relay will connect: {error}", keys.identity()),
+    })
+}
+
+fn web_certificate(config: &Config) -> Result<String, Complaint> {
+    // One that has ended would not stop `serve` either.
+    Ok(match running::web_keys(config)? {
+        None => "none: the web port speaks plain HTTP".to_owned(),
+        Some(keys) => match keys.check_time(SystemClock::new().now().wall_ms) {
+            Ok(()) => format!("good until {}", utc_text(keys.not_after_ms())),
+            Err(error) => format!("people will be warned off: {error}"),
+        },
     })
 }
 

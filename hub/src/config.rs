@@ -69,11 +69,14 @@ pub struct SignerAt {
     pub relay_life_s: Option<u32>,
 }
 
-/// Where people come: plain HTTP, so loopback only.
+/// Where people come: on loopback only, with or without TLS.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Web {
     pub listen: SocketAddr,
+    /// The organisation's own, PEM, with those above it behind it. This and the key together, or none of them: then it is plain HTTP.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -107,6 +110,9 @@ impl Config {
         }
         if let Some(signer) = &mut config.signer {
             signer.ca = config::expand(&signer.ca);
+        }
+        for path in [&mut config.web.certificate, &mut config.web.key].into_iter().flatten() {
+            *path = config::expand(path);
         }
         config.check()?;
         Ok(config)
@@ -154,11 +160,14 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Complaint> {
+        if self.web.certificate.is_some() != self.web.key.is_some() {
+            return Err(Complaint::new("`web.certificate` and `web.key` belong together", "Give both, or none"));
+        }
         let listen = self.web.listen;
         if listen.ip().is_loopback() {
             return Ok(());
         }
-        let what = format!("`web.listen` is {listen}, and people are answered without TLS on loopback only");
+        let what = format!("`web.listen` is {listen}, and people are answered on loopback only");
         Err(Complaint::new(what, format!("Take 127.0.0.1:{} and reach it through SSH", listen.port())))
     }
 }
@@ -167,6 +176,13 @@ impl Config {
 fn dialled(given: Option<&str>, listen: SocketAddr) -> Option<String> {
     let known = !listen.ip().is_unspecified() && listen.port() != 0;
     given.map(str::to_owned).or_else(|| known.then(|| listen.to_string()))
+}
+
+impl Web {
+    /// The organisation's certificate and its key. None: plain HTTP.
+    pub fn files(&self) -> Option<[&Path; 2]> {
+        Some([self.certificate.as_deref()?, self.key.as_deref()?])
+    }
 }
 
 impl SignerAt {
@@ -194,6 +210,8 @@ mod tests {
         assert!(load(good).is_ok());
         let open = load(&good.replace("127.0.0.1:8443", "0.0.0.0:8443")).unwrap_err();
         assert!(open.contains("web.listen") && open.contains("loopback"), "{open}");
+        let half = load(&good.replace("127.0.0.1:8443\"", "127.0.0.1:8443\"\ncertificate = \"/etc/muster/web.pem\"")).unwrap_err();
+        assert!(half.contains("web.key"), "{half}");
         let misspelt = load(&good.replace("test_mode", "testmode")).unwrap_err();
         assert!(misspelt.contains("testmode"), "{misspelt}");
     }

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,10 +10,12 @@ use std::{
     time::Duration,
 };
 
-use muster_certs::{Keys, Role};
+use muster_certs::{Keys, Role, WebKeys};
 use muster_mesh::{
     clock::{Clock, SystemClock},
     complaint::Complaint,
+    expiry,
+    reload::{Kept, Reloading},
     state_dir::StateDir,
     status::Status,
 };
@@ -36,6 +39,8 @@ use crate::{
 const TOKEN_KEY: &str = "token.key";
 /// How soon a changed policy or list is seen.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often what monitoring asks is counted anew: about as often as it asks.
+const TELL_EVERY: Duration = Duration::from_secs(15);
 
 /// A hub that answers. Dropped without [`drain`](Running::drain), its tasks end with the runtime.
 pub struct Running {
@@ -56,7 +61,8 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     let state = StateDir::open(&config.state, "hub")?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let keys = keys(&config)?;
-    warn_of_end(&keys, clock.now().wall_ms);
+    let web_keys = web_keys(&config)?;
+    warn_of_end(&keys, web_keys.as_deref(), clock.now().wall_ms);
     let store = Arc::new(Store::open(&config.store.url).await?);
     let objects = Arc::new(Objects::open(&config.objects())?);
     let now_ms = clock.now().wall_ms;
@@ -85,14 +91,17 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     if let Some(door) = door {
         tasks.push(serve::spawn(door, serve::Door::strangers(&keys, clock.clone())?, api::door(&hub), stop.clone()));
     }
+    let web_door = serve::Door::web(web_keys.as_ref())?;
     tasks.extend([
-        serve::spawn(mesh, serve::Door::mesh(keys, clock)?, api::mesh(&hub), stop.clone()),
-        serve::spawn(web, serve::Door::Web, api::web(&hub), stop.clone()),
+        serve::spawn(mesh, serve::Door::mesh(keys.clone(), clock)?, api::mesh(&hub), stop.clone()),
+        serve::spawn(web, web_door, api::web(&hub), stop.clone()),
         retention::spawn(hub.clone(), stop.clone()),
         strays::spawn(hub.clone(), stop.clone()),
         spawn_looking(hub.clone(), listed, ready, stop.clone()),
+        tokio::spawn(tell_ends(keys.clone(), web_keys.clone(), hub.clone(), stop.clone())),
         status_task,
     ]);
+    tasks.extend(reloadings(&config, keys, web_keys).into_iter().map(|reloading| tokio::spawn(reloading.run(stop.clone()))));
     tracing::info!(mesh = %mesh_address, web = %web_address, test_mode = config.test_mode, "the hub answers");
     Ok(Running { mesh: mesh_address, door: door_address, web: web_address, status: status_address, stop, tasks, store, _state: state })
 }
@@ -150,8 +159,53 @@ pub fn keys(config: &Config) -> Result<Arc<Keys>, Complaint> {
     })
 }
 
+/// The organisation's certificate and key for the web port, for `serve` and `check`. None: plain HTTP.
+pub fn web_keys(config: &Config) -> Result<Option<Arc<WebKeys>>, Complaint> {
+    let Some([certificate, key]) = config.web.files() else { return Ok(None) };
+    let loaded = WebKeys::load(certificate, key, Arc::new(muster_certs::SystemTime));
+    loaded.map(Some).map_err(|error| {
+        let todo = "Give the organisation's certificate, with those above it behind it, and its key in [web]";
+        Complaint::new(format!("the web port's certificate can't be used ({error})"), todo)
+    })
+}
+
+fn reloadings(config: &Config, keys: Arc<Keys>, web_keys: Option<Arc<WebKeys>>) -> Vec<Reloading> {
+    let mesh = config.mesh.clone();
+    let node = Kept::Node { keys, certificate: mesh.certificate, key: mesh.key, roots: mesh.roots };
+    let web = web_keys.zip(config.web.files()).map(|(keys, files)| {
+        let [certificate, key] = files.map(Path::to_owned);
+        Kept::Web { keys, certificate, key }
+    });
+    [Some(node), web].into_iter().flatten().map(Reloading::new).collect()
+}
+
+/// Until when each certificate that this hub holds is good.
+async fn tell_ends(keys: Arc<Keys>, web_keys: Option<Arc<WebKeys>>, hub: Arc<Hub>, stop: CancellationToken) {
+    // What happens once, and is waited for: only what begins at 0 is seen to rise.
+    metrics::counter!("muster_hub_clones_total").increment(0);
+    metrics::counter!("muster_hub_missing_objects_total").increment(0);
+    metrics::counter!("muster_hub_damaged_objects_total").increment(0);
+    let mut every = tokio::time::interval(TELL_EVERY);
+    while stop.run_until_cancelled(every.tick()).await.is_some() {
+        expiry::tell_keys(&keys);
+        if let Some(signer) = &hub.signer {
+            expiry::tell("issuing", signer.not_after_ms());
+        }
+        if let Some(web) = &web_keys {
+            expiry::tell("web", web.not_after_ms());
+        }
+        match hub.store.census().await {
+            Ok(census) => census.tell(),
+            Err(error) => tracing::debug!(%error, "the members can't be counted now"),
+        }
+    }
+}
+
 /// An expired certificate ends nothing here: relays keep what they have until there is a new one.
-fn warn_of_end(keys: &Keys, now_ms: i64) {
+fn warn_of_end(keys: &Keys, web_keys: Option<&WebKeys>, now_ms: i64) {
+    if let Some(Err(error)) = web_keys.map(|keys| keys.check_time(now_ms)) {
+        tracing::warn!("people will be warned off the web port: {error}");
+    }
     if let Err(error) = keys.check_time(now_ms) {
         tracing::warn!("no relay will connect: {error}");
     }

@@ -20,7 +20,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use muster_certs::{Keys, Name, Role};
+use muster_certs::{Keys, Name, Role, WebKeys};
 use muster_mesh::{callers::Callers, clock::Clock, complaint::Complaint, limits};
 use rustls::ServerConfig;
 use tokio::{
@@ -70,6 +70,8 @@ pub enum Door {
     Mesh { keys: Arc<Keys>, tls: Arc<ServerConfig>, clock: Arc<dyn Clock> },
     /// TLS for those who have no certificate, each address so often a minute.
     Strangers { tls: Arc<ServerConfig>, callers: Mutex<Callers>, clock: Arc<dyn Clock> },
+    /// TLS with the organisation's certificate, for people. A web page whose name points here has no certificate for it.
+    WebTls { tls: Arc<ServerConfig> },
     /// Plain HTTP on loopback. Only requests that name this host: otherwise any web page could have its name point here.
     Web,
 }
@@ -87,10 +89,18 @@ impl Door {
         Ok(Door::Strangers { tls: Arc::new(tls), callers: Mutex::default(), clock })
     }
 
+    /// None: plain HTTP.
+    pub fn web(keys: Option<&Arc<WebKeys>>) -> Result<Door, Complaint> {
+        let Some(keys) = keys else { return Ok(Door::Web) };
+        let tls = muster_certs::web_config(keys, &[b"h2", b"http/1.1"])
+            .map_err(|error| Complaint::new(format!("TLS can't be set up ({error})"), "Look at `web.certificate` and `web.key`"))?;
+        Ok(Door::WebTls { tls: Arc::new(tls) })
+    }
+
     /// Whether this address may come now.
     fn admits(&self, address: SocketAddr) -> bool {
         match self {
-            Door::Mesh { .. } | Door::Web => true,
+            Door::Mesh { .. } | Door::WebTls { .. } | Door::Web => true,
             Door::Strangers { callers, clock, .. } => {
                 // Nothing under this lock panics half-way through a change.
                 let mut callers = callers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,6 +195,11 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         match self.door.clone().as_ref() {
             Door::Web => self.serve(stream).await,
+            Door::WebTls { tls } => match timeout(HANDSHAKE, TlsAcceptor::from(tls.clone()).accept(stream)).await {
+                Ok(Ok(stream)) => self.serve(stream).await,
+                Ok(Err(error)) => tracing::debug!(%error, "a handshake at the web port failed"),
+                Err(_) => tracing::debug!("a handshake at the web port took too long"),
+            },
             Door::Strangers { tls, .. } => {
                 self.ends = self.ends.min(Instant::now() + STRANGER);
                 let acceptor = TlsAcceptor::from(tls.clone());
@@ -246,7 +261,7 @@ impl Connection {
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response, Infallible>> + use<> {
         self.asked.store(true, Ordering::Relaxed);
         let here = match self.door.as_ref() {
-            Door::Mesh { .. } | Door::Strangers { .. } => true,
+            Door::Mesh { .. } | Door::Strangers { .. } | Door::WebTls { .. } => true,
             Door::Web => names_this_host(&request),
         };
         let mut request = request.map(|body| Limited::new(body, BODY_BYTES_MAX));

@@ -107,6 +107,11 @@ impl Signer {
         &self.hub
     }
 
+    /// End of validity of what issues, milliseconds UTC.
+    pub fn not_after_ms(&self) -> i64 {
+        self.issuer.not_after_ms()
+    }
+
     /// Milliseconds UTC, by this hub's clock.
     pub fn now_ms(&self) -> i64 {
         self.clock.now().wall_ms

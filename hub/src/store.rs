@@ -24,6 +24,7 @@ use crate::rows::{Shape, Value};
 
 mod admins;
 mod bulk;
+mod census;
 mod devices;
 mod engine;
 mod look_ups;
@@ -38,6 +39,7 @@ mod summary;
 mod sweep;
 
 pub use admins::Admin;
+pub use census::Census;
 pub use devices::DeviceRow;
 pub use looks::Look;
 pub use members::{CertificateRow, DialRow, Grant, MemberRow, MemberStanding, TokenRow};
@@ -204,14 +206,26 @@ impl Store {
 
     /// Applies what is missing. A database from a newer program is left as it is.
     async fn bring_to_newest(&self) -> Result<(), Complaint> {
-        self.version().await?;
-        self.engine.migrations().run(&self.writers).await.map_err(|error| match error {
+        let mut before = self.version().await?;
+        loop {
+            let Err(error) = self.engine.migrations().run(&self.writers).await else { return Ok(()) };
+            // SQLite has no lock around migrations: a verb and `serve` at their first start may both begin. Whoever was slower goes on from there.
+            let after = self.version().await?;
+            if after <= before {
+                return Err(self.not_brought(error));
+            }
+            before = after;
+        }
+    }
+
+    fn not_brought(&self, error: MigrateError) -> Complaint {
+        match error {
             MigrateError::VersionMissing(_) | MigrateError::VersionMismatch(_) => made_by_another_build(),
             other => Complaint::new(
                 format!("The database at {} can't be brought to this program's version: {other}", self.shown),
                 "Check its disk and that its user may make tables, then start again",
             ),
-        })
+        }
     }
 
     /// The highest migration that was applied; 0 for an empty database. One that this program doesn't know is complained of.

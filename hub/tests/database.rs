@@ -12,6 +12,18 @@ use muster_mesh::batch::Batch;
 use world::*;
 
 #[tokio::test]
+async fn programs_that_start_together_on_an_empty_file_bring_it_up_together() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("muster.db").display());
+        let opened = tokio::join!(Store::open(&url), Store::open(&url), Store::open(&url));
+        for store in [opened.0, opened.1, opened.2] {
+            store.unwrap().close().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_database_from_a_newer_version_gets_one_line_and_is_not_touched() {
     let world = World::new().await;
     world.hub.store.close().await;

@@ -56,7 +56,7 @@ impl House {
             mesh: Mesh { listen: anywhere, certificate: at("hub.pem"), key: at("hub.key"), roots: ca.roots_path(), address: None },
             door: Some(Door { listen: anywhere, address: None }),
             signer: Some(SignerAt { ca: at("ca"), agent_life_s: None, relay_life_s: None }),
-            web: Web { listen: anywhere },
+            web: Web { listen: anywhere, certificate: None, key: None },
             store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
             status: StatusAt { listen: anywhere },
         };
@@ -334,7 +334,8 @@ async fn what_stops_a_start_is_one_clear_line() {
     let (web, config) = (house.running().web, house.config.clone());
     let twice = start_fails(&config).await;
     assert!(twice.contains("already running"), "{twice}");
-    let other_state = Config { state: house.folder.path().join("state-2"), web: Web { listen: web }, ..config.clone() };
+    let other_state =
+        Config { state: house.folder.path().join("state-2"), web: Web { listen: web, certificate: None, key: None }, ..config.clone() };
     let in_use = start_fails(&other_state).await;
     assert!(in_use.contains("in use") && in_use.contains("web.listen"), "{in_use}");
     let (folder, config) = house.stop().await;

@@ -135,6 +135,8 @@ impl<W: Way> Renewing<W> {
     /// Renews until `stop`. A renewal that fails is said once, and tried again.
     pub async fn run(self, stop: CancellationToken) {
         let mut due_ms = self.life().renew_ms(chance::fraction());
+        count("renewed", 0);
+        count("failed", 0);
         while !stop.is_cancelled() {
             let every = match self.look(due_ms).await {
                 Ok(Looked::Early) => self.life().check_every(),
@@ -144,7 +146,7 @@ impl<W: Way> Renewing<W> {
                 }
                 Ok(Looked::Later(wait)) => wait,
                 Err(error) => {
-                    metrics::counter!("muster_cert_renewals_failed_total").increment(1);
+                    count("failed", 1);
                     self.in_trouble(error.to_string());
                     self.life().check_every()
                 }
@@ -193,7 +195,7 @@ impl<W: Way> Renewing<W> {
                 let renewed = renewed.map_err(|error: MemberError| anyhow::anyhow!("{error}; the old one stays"))?;
                 renewed.renew(&self.keys)?;
                 if due {
-                    metrics::counter!("muster_cert_renewals_total").increment(1);
+                    count("renewed", 1);
                     tracing::info!(until_ms = self.keys.not_after_ms(), "the certificate was renewed");
                 }
                 self.membership.send_replace(Membership::of(&renewed));
@@ -214,6 +216,11 @@ impl<W: Way> Renewing<W> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// A count that begins at 0 is one whose first step is seen.
+fn count(outcome: &'static str, times: u64) {
+    metrics::counter!("muster_cert_renewals_total", "outcome" => outcome).increment(times);
 }
 
 fn refused(refusal: Refusal) -> anyhow::Error {

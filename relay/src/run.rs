@@ -19,17 +19,21 @@ use muster_mesh::{
     clock::{Clock, SystemClock},
     complaint::Complaint,
     config::{Bytes, expand},
-    control,
+    control, expiry,
     ids::{InstanceId, Lane},
     limits,
     link::relay_sync::Rules,
     queue::{Position, directory::DirectoryError, segment::Segments},
     quic::{DoorServer, Server},
+    reload::{Kept, Reloading, wake_at_hangup},
     state_dir::StateDir,
     status::Status,
 };
 use serde_json::{Value, json};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -103,13 +107,19 @@ impl Relay {
         if let Some(strangers) = strangers {
             services.push(tokio::spawn(door::serve(strangers, carrier, clock.clone(), closing.clone())));
         }
+        services.push(tokio::spawn(expiry::keep_telling(keys.clone(), closing.clone())));
+        if let Some(reloading) = reloading(config, &keys) {
+            services.push(tokio::spawn(reloading.run(closing.clone())));
+        }
         if let Some(home) = home {
+            let wake = Arc::new(Notify::new());
+            services.push(tokio::spawn(wake_at_hangup(wake.clone(), closing.clone())));
             let renewing = Renewing {
                 home: home.clone(),
                 keys: keys.clone(),
                 clock: clock.clone(),
                 way: ToTheHub { line: line.clone(), home, keys: keys.clone(), clock: clock.clone() },
-                wake: Arc::default(),
+                wake,
                 version: VERSION,
                 membership,
             };
@@ -185,6 +195,12 @@ pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()>
     let relay = Relay::start(config).await?;
     stop.cancelled().await;
     relay.stop().await
+}
+
+/// None: the relay was enrolled, and there are no files to look at.
+fn reloading(config: &Config, keys: &Arc<Keys>) -> Option<Reloading> {
+    let [certificate, key, roots] = config.files()?.map(expand);
+    Some(Reloading::new(Kept::Node { keys: keys.clone(), certificate, key, roots }))
 }
 
 type Buffers = ([LaneInbox; 2], Vec<thread::JoinHandle<()>>);

@@ -508,15 +508,18 @@ impl<D: Directory + 'static> Writer<D> {
         let lane = self.lane.name();
         let Some(buffer) = &self.buffer else { return };
         metrics::gauge!("muster_relay_backlog", "lane" => lane).set(buffer.backlog() as f64);
+        metrics::gauge!("muster_relay_full", "lane" => lane).set(if self.state == LaneState::Full { 1.0 } else { 0.0 });
         metrics::gauge!("muster_relay_buffer_bytes", "lane" => lane).set(buffer.queue().used_bytes() as f64);
         let quarantined = buffer.quarantined();
+        // Also by nothing: what begins at 0 is seen to rise.
+        metrics::counter!("muster_relay_quarantined_segments_total", "lane" => lane)
+            .increment(quarantined.saturating_sub(self.quarantined));
         if quarantined > self.quarantined {
             tracing::error!(
                 lane,
                 segments = quarantined - self.quarantined,
                 "damaged segments were set aside: look into the folder `quarantine`"
             );
-            metrics::counter!("muster_relay_quarantined_segments_total", "lane" => lane).increment(quarantined - self.quarantined);
             self.quarantined = quarantined;
         }
     }

@@ -82,7 +82,7 @@ fn hub_config(folder: &Path, ca: &Authority) -> muster_hub::config::Config {
         mesh: Mesh { listen: anywhere(), certificate: at("hub.pem"), key: at("hub.key"), roots: at("roots.pem"), address: None },
         door: None,
         signer: None,
-        web: Web { listen: anywhere() },
+        web: Web { listen: anywhere(), certificate: None, key: None },
         store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
         status: StatusAt { listen: anywhere() },
     }

@@ -7,6 +7,7 @@ use muster_certs::{Name, files, material::utc_text};
 use muster_mesh::{
     clock::{Clock, SystemClock},
     complaint::Complaint,
+    ids::DeviceId,
 };
 
 use crate::{
@@ -178,13 +179,24 @@ async fn list_members(store: &Store) -> anyhow::Result<()> {
     loop {
         let page = store.members(&after, PAGE).await?;
         for member in &page {
-            println!("{:<56}  {:<20}  joined {}", member.name, standing(member), utc_text(member.joined_ms));
+            let whose = owner_of(store, member).await?;
+            println!("{:<56}  {:<22}  {whose:<20}  joined {}", member.name, standing(member), utc_text(member.joined_ms));
         }
         match page.last() {
             Some(last) if page.len() as i64 == PAGE => after.clone_from(&last.name),
             _ => return Ok(()),
         }
     }
+}
+
+/// The person's key; `-` for a relay, and for a computer that is nobody's yet.
+async fn owner_of(store: &Store, member: &MemberRow) -> anyhow::Result<String> {
+    let device = member.name.parse().ok().and_then(|name: Name| name.device());
+    let device = match device {
+        Some(device) => store.device(DeviceId(device)).await?,
+        None => None,
+    };
+    Ok(device.and_then(|device| device.person).unwrap_or_else(|| "-".to_owned()))
 }
 
 fn standing(member: &MemberRow) -> &'static str {
