@@ -40,8 +40,10 @@ use crate::material::{KeysError, certificates, root_ders, root_store, utc_text};
 use crate::members::{Holder, Report, ReportError, everybody};
 use crate::rotation::{Authority, Bundle, RotationError, STATE_VERSION, State};
 
+mod revocation;
 mod turning;
 
+pub use revocation::{RevocationList, RevocationLists};
 pub use turning::Moved;
 
 const DOMAIN: &str = "domain";

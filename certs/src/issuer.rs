@@ -261,7 +261,7 @@ impl Issuer {
 }
 
 /// A certificate that counts no more.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RevokedSerial {
     /// Its serial number, hex.
     pub serial: String,
