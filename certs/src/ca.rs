@@ -36,9 +36,10 @@ use crate::issuer::{Issuer, IssuerError, LeafParams, Root, Signed};
 use crate::keys::SystemTime;
 use crate::leaf::{self, Expect, Leaf, LeafError, check_leaf, read_leaf};
 use crate::ledger::{self, Certificate, LedgerError};
-use crate::material::{KeysError, certificates, root_ders, root_store, utc_text};
+use crate::material::{KeysError, ROOTS_MAX, certificates, root_ders, root_store, utc_text};
 use crate::members::{Holder, Report, ReportError, everybody};
 use crate::rotation::{Authority, Bundle, RotationError, STATE_VERSION, State};
+use crate::stranger::Fingerprint;
 
 mod revocation;
 mod turning;
@@ -341,19 +342,27 @@ impl Ca {
         self.issue_name(Name::Control { n })
     }
 
-    /// A new certificate for who already has one of this CA's, with a new key. Refused for who was revoked.
-    pub fn reissue(&self, name: &Name) -> Result<Signed, CaError> {
-        let text = name.to_string();
-        if let Some(revoked) = ledger::revoked(&self.revoked_path())?.iter().rfind(|revoked| revoked.name == text) {
-            return Err(CaError::Revoked { name: name.clone(), at_ms: revoked.at_ms });
-        }
-        let signed = self.issue_name(name.clone())?;
-        // A device's line says until when its certificate lasts.
-        if let Some(device) = name.device() {
-            let lines = issued::read(&self.issued_path())?;
-            if let Some(last) = lines.iter().rfind(|line| line.device == device) {
-                issued::append(&self.issued_path(), &[Issued { not_after_ms: signed.not_after_ms, ..last.clone() }])?;
+    /// New certificates, with new keys, for those who already have one of this CA's. Refused if one of them was revoked.
+    pub fn reissue(&self, names: &[Name]) -> Result<Vec<Signed>, CaError> {
+        let now_ms = self.now_ms()?;
+        let revoked: BTreeMap<String, i64> =
+            ledger::revoked(&self.revoked_path())?.into_iter().map(|revoked| (revoked.name, revoked.at_ms)).collect();
+        let lines: BTreeMap<[u8; 16], Issued> = self.devices()?.into_iter().map(|line| (line.device, line)).collect();
+        let (mut signed, mut devices) = (Vec::with_capacity(names.len()), Vec::new());
+        for name in names {
+            if let Some(at_ms) = revoked.get(&name.to_string()) {
+                return Err(CaError::Revoked { name: name.clone(), at_ms: *at_ms });
             }
+            let new = self.issue(name.clone(), now_ms)?;
+            // A device's line says until when its certificate lasts.
+            if let Some(line) = name.device().and_then(|device| lines.get(&device)) {
+                devices.push(Issued { not_after_ms: new.not_after_ms, ..line.clone() });
+            }
+            signed.push(new);
+        }
+        self.list(signed.iter(), now_ms)?;
+        if !devices.is_empty() {
+            issued::append(&self.issued_path(), &devices)?;
         }
         Ok(signed)
     }
@@ -363,13 +372,15 @@ impl Ca {
         let (end, between) = chain.split_first().ok_or(CaError::Leaf(LeafError::Missing))?;
         let leaf = read_leaf(end).map_err(CaError::Leaf)?;
         let leaf = check_leaf(end, self.domain(), &Expect::Exactly(leaf.identity.name)).map_err(CaError::Leaf)?;
-        let mut roots = self.roots_pem.clone();
-        let past = self.state.past.iter().filter(|authority| authority.key == authority.under);
-        past.chain([&self.state.root]).for_each(|root| roots.push_str(&root.pem));
-        let roots = root_store(&roots).map_err(CaError::Roots)?;
+        let roots = root_store(&self.roots_ever_pem()).map_err(CaError::Roots)?;
         let then = UnixTime::since_unix_epoch(Duration::from_millis(leaf.not_before_ms.unsigned_abs()));
         check_chain(end, between, &roots, leaf.identity.role(), then).map_err(CaError::Chain)?;
         Ok(leaf)
+    }
+
+    /// The roots of this CA, those in force and those of earlier times.
+    pub fn roots_ever(&self) -> Result<Vec<Fingerprint>, CaError> {
+        Fingerprint::of_roots(&self.roots_ever_pem()).map_err(CaError::Roots)
     }
 
     /// Writes down that what was issued to somebody until now counts no more. The hub must be told, too: it keeps the list that nodes get.
@@ -393,11 +404,7 @@ impl Ca {
 
     /// Holders of certificates in files. A device in `issued.jsonl` alone is from before there was a list of certificates.
     fn listed(&self) -> Result<Vec<Holder>, CaError> {
-        let devices = match issued::read(&self.issued_path()) {
-            Ok(devices) => devices,
-            Err(IssuedError::File(FileError::Missing(_))) => Vec::new(),
-            Err(other) => return Err(other.into()),
-        };
+        let devices = self.devices()?;
         let revoked: BTreeMap<String, i64> =
             ledger::revoked(&self.revoked_path())?.into_iter().map(|revoked| (revoked.name, revoked.issued_before_ms)).collect();
         let device = |line: Issued| {
@@ -412,6 +419,22 @@ impl Ca {
         };
         let certificates = ledger::certificates(&self.certificates_path())?;
         Ok(devices.into_iter().map(device).chain(certificates.iter().filter_map(certificate)).collect())
+    }
+
+    /// The lines of `issued.jsonl`, none before the first agent.
+    fn devices(&self) -> Result<Vec<Issued>, CaError> {
+        match issued::read(&self.issued_path()) {
+            Ok(devices) => Ok(devices),
+            Err(IssuedError::File(FileError::Missing(_))) => Ok(Vec::new()),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    fn roots_ever_pem(&self) -> String {
+        let past = self.state.past.iter().filter(|authority| authority.key == authority.under);
+        // The last ones: a roots file has room for so many.
+        let before = past.rev().take(ROOTS_MAX / 2).chain([&self.state.root]);
+        before.fold(self.roots_pem.clone(), |text, root| if text.contains(&root.pem) { text } else { text + &root.pem })
     }
 
     fn issue_name(&self, name: Name) -> Result<Signed, CaError> {
@@ -520,7 +543,9 @@ fn put_root(folder: &Path, file: &str, root: &Root) -> Result<(), CaError> {
 
 fn put_issuing(dir: &Path, file: &str, issuer: &Issuer) -> Result<(), CaError> {
     let folder = dir.join(ISSUING_FOLDER);
-    files::create_secret(&folder.join(format!("{file}.key")), issuer.key_pem().as_bytes())?;
+    let key = folder.join(format!("{file}.key"));
+    files::create_secret(&key, issuer.key_pem().as_bytes())?;
+    files::own_like(&key, &folder)?;
     Ok(files::create_public(&folder.join(format!("{file}.pem")), issuer.pem().as_bytes())?)
 }
 

@@ -91,6 +91,8 @@ pub struct Branch {
 /// A key of the CA.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Key {
+    /// `root` or `issuing`.
+    pub of: Kind,
     /// What it is the key of.
     pub what: String,
     /// Its key identifier.
@@ -109,8 +111,12 @@ pub fn checkup(domain: &str, state: &State, holders: &[Holder], backups: &Backup
 
 /// The keys of the CA that should have a backup.
 pub fn keys(state: &State) -> Vec<Key> {
-    let issuing = state.kept_keys().into_iter().map(|it| Key { what: format!("the issuing CA ({})", it.file), key: it.key.clone() });
-    let roots = state.roots().into_iter().map(|it| Key { what: format!("the root ({})", it.file), key: it.key.clone() });
+    let issuing = state.kept_keys().into_iter().map(|it| Key {
+        of: Kind::Issuing,
+        what: format!("the issuing CA ({})", it.file),
+        key: it.key.clone(),
+    });
+    let roots = state.roots().into_iter().map(|it| Key { of: Kind::Root, what: format!("the root ({})", it.file), key: it.key.clone() });
     roots.chain(issuing).collect()
 }
 

@@ -1,6 +1,7 @@
 //! Blocking: rotations of the issuing CA and of the root in virtual time, with a real CA folder and real handshakes between holders of either.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -88,7 +89,7 @@ fn a_hub_whose_certificate_lies_in_a_file_counts_although_no_hub_reports_it() {
     world.ca.advance(None, false).unwrap();
     let report = world.report([]);
     assert_eq!(names(&world.ca.advance(Some(&report), false).unwrap_err()), [("hub/hub-1".to_owned(), Why::OldLeaf)]);
-    world.ca.reissue(&"hub/hub-1".parse().unwrap()).unwrap();
+    world.ca.reissue(&["hub/hub-1".parse().unwrap()]).unwrap();
     world.ca.advance(Some(&report), false).unwrap();
 }
 
@@ -294,6 +295,22 @@ fn a_running_signer_notices_and_opens_again() {
 }
 
 #[test]
+#[allow(clippy::print_stdout)]
+fn a_key_that_root_makes_belongs_to_whom_the_folder_belongs() {
+    const SOMEBODY: u32 = 54_321;
+    let mut world = World::new();
+    let folder = world.dir().join("issuing");
+    if std::os::unix::fs::chown(&folder, Some(SOMEBODY), Some(SOMEBODY)).is_err() {
+        println!("skipped: only root can play another user");
+        return;
+    }
+    world.ca.start_issuing(&world.root).unwrap();
+    let file = &world.ca.state().turn.as_ref().unwrap().issuing.file;
+    let key = std::fs::metadata(folder.join(format!("{file}.key"))).unwrap();
+    assert_eq!((key.uid(), key.gid(), key.mode() & 0o777), (SOMEBODY, SOMEBODY, 0o600));
+}
+
+#[test]
 fn what_a_crash_left_is_put_right_by_the_next_step() {
     let mut world = World::new();
     let key = std::fs::read(world.dir().join("issuing/issuing.key")).unwrap();
@@ -344,6 +361,60 @@ fn a_node_knows_its_end_by_its_own_roots_and_not_by_the_cross_certificate() {
     assert_eq!(both.not_after_ms(), world.now_ms() + 90 * DAY_MS);
     assert_eq!(only_old.not_after_ms(), world.ca.state().root.not_after_ms);
     assert!(only_old.not_after_ms() < both.not_after_ms());
+}
+
+/// Whatever order the steps, renewals and days come in: as long as nobody forces, everybody whose certificate hasn't ended is understood by
+/// everybody, whichever bundle they hold; and the doctor knows it.
+#[test]
+fn no_order_of_steps_cuts_anybody_off() {
+    let mut refused = 0;
+    let mut finished = 0;
+    for seed in 1..=8 {
+        let mut chance = Chance(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let mut world = World::new();
+        let mut nodes: Vec<Node> = (0..6).map(|n| world.node(&name_of(n))).collect();
+        for step in 0..80 {
+            let all: Vec<&Node> = nodes.iter().collect();
+            let report = world.report_of(&all);
+            let had = world.ca.state().turn.as_ref().map(|turn| turn.phase);
+            let moved = match chance.below(10) {
+                0 => world.ca.start_issuing(&world.root).map(drop),
+                1 => world.ca.start_root(&world.root).map(drop),
+                2 | 3 => world.ca.advance(Some(&report), false).map(drop),
+                4 if chance.below(3) == 0 => world.ca.back().map(drop),
+                4..=6 => {
+                    // About two renew: with the bundle, or without it when the line was cut meanwhile.
+                    for node in &mut nodes {
+                        if chance.below(3) == 0 {
+                            let new = world.node(&node.name.to_string());
+                            let lags = chance.below(6) == 0;
+                            *node = if lags { Node { roots: node.roots.clone(), bundle: node.bundle, ..new } } else { new };
+                        }
+                    }
+                    Ok(())
+                }
+                7 => {
+                    let at = chance.below(nodes.len() as u64) as usize;
+                    (nodes[at].roots, nodes[at].bundle) = (world.ca.roots_pem().to_owned(), world.ca.bundle_version());
+                    Ok(())
+                }
+                _ => {
+                    world.clock.set(world.now_ms() + i64::try_from(chance.below(4)).unwrap() * DAY_MS);
+                    Ok(())
+                }
+            };
+            match moved {
+                Err(CaError::Rotation(RotationError::CutsOff(_))) => refused += 1,
+                Err(CaError::Rotation(_)) => {}
+                other => {
+                    other.unwrap();
+                    world.all_understand_each_other(&nodes, &format!("seed {seed}, step {step}"));
+                }
+            }
+            finished += usize::from(had.is_some_and(|phase| phase != Phase::Prepared) && world.ca.state().turn.is_none());
+        }
+    }
+    assert!(refused > 20 && finished >= 5, "{refused} refused, {finished} rotations finished: nothing was tried");
 }
 
 /// A CA in a folder, in virtual time, and certificates for whoever asks, as the hub's signer makes them.
@@ -411,8 +482,27 @@ impl World {
         }
     }
 
+    /// By `check_chain` and by the doctor's reckoning, which must agree.
+    fn all_understand_each_other(&self, nodes: &[Node], when: &str) {
+        let all: Vec<&Node> = nodes.iter().collect();
+        let holders = self.report_of(&all).holders().unwrap();
+        let now = self.clock.current_time().unwrap();
+        for (shown, holder) in nodes.iter().zip(&holders).filter(|(_, holder)| holder.is_alive(self.now_ms())) {
+            for (eyes, other) in nodes.iter().zip(&holders) {
+                let roots = material::root_store(&eyes.roots).unwrap();
+                let good = check_chain(&shown.chain[0], &shown.chain[1..], &roots, shown.name.role(), now);
+                assert_eq!(good, Ok(()), "{when}: {} in the eyes of {}", shown.name, eyes.name);
+                assert_eq!(self.ca.state().good_until_ms(holder, other), Some(shown.not_after_ms), "{when}: {} {}", shown.name, eyes.name);
+            }
+        }
+    }
+
     /// As the hub would print it.
     fn report<const N: usize>(&self, nodes: [&Node; N]) -> Report {
+        self.report_of(&nodes)
+    }
+
+    fn report_of(&self, nodes: &[&Node]) -> Report {
         let member = |node: &&Node| Member {
             name: node.name.to_string(),
             bundle_version: Some(node.bundle),
@@ -455,6 +545,22 @@ fn knocks(roots: &str, relay: &Node) -> Result<(), String> {
     let trusted = Trusted::of_roots(DOMAIN, roots).unwrap();
     let client = stranger_config(&trusted, &relay.name, relay.clock.provider(), ALPN).unwrap();
     meet(client, door_config(&relay.keys(&relay.clock), ALPN).unwrap()).map(drop).map_err(|error| format!("{error:?}"))
+}
+
+/// Chance that a seed repeats.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+fn name_of(n: usize) -> String {
+    if n < 2 { format!("site/oslo/relay/oslo-{n}") } else { format!("site/oslo/agent/{}", format!("{n:02x}").repeat(16)) }
 }
 
 fn names(error: &CaError) -> Vec<(String, Why)> {
