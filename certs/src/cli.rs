@@ -506,8 +506,12 @@ mod tests {
         assert!(status.contains("rotation  of the root: the new one issues") && status.contains("back      rotate back"), "{status}");
         let error = muster_certs(dir, "rotate advance").unwrap_err();
         assert!(error.contains("--members FILE"), "{error}");
-        let now_ms = i64::try_from(now().unwrap().as_secs()).unwrap() * 1000;
-        std::fs::write(dir.join("members"), format!(r#"{{"domain":"test.internal","at_ms":{now_ms},"members":[]}}"#)).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&muster_certs(dir, "--json rotate status").unwrap()).unwrap();
+        let key = status["issues"]["key"].as_str().unwrap();
+        // A minute ahead, so that it is never older than a step of this test.
+        let at_ms = i64::try_from(now().unwrap().as_secs()).unwrap() * 1000 + 60_000;
+        let report = format!(r#"{{"domain":"test.internal","at_ms":{at_ms},"signer_key":"{key}","members":[]}}"#);
+        std::fs::write(dir.join("members"), report).unwrap();
         let error = muster_certs(dir, "rotate advance --members @/members").unwrap_err();
         assert!(error.contains("would cut off 1:\n  hub/hub-1 (it holds a certificate of the old issuing CA)"), "{error}");
         let status = muster_certs(dir, "rotate status --members @/members").unwrap();

@@ -18,12 +18,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Name;
-use crate::members::{Holder, trusts_others};
+use crate::members::{Holder, Report, trusts_others};
 
 /// The version of the file.
 pub const STATE_VERSION: u32 = 1;
 /// Bundles that are remembered: one that is older than so many changes of the roots counts as unknown.
 pub const BUNDLES_MAX: usize = 64;
+/// A running signer has opened the CA again within this. Counted only where the report doesn't say by which CA the hub signs.
+const OPENED_WITHIN_MS: i64 = 60 * 1000;
 /// Authorities that were given up or retired and are remembered.
 pub const PAST_MAX: usize = 64;
 
@@ -149,6 +151,14 @@ pub enum RotationError {
     /// Nobody says who holds what.
     #[error("{0}")]
     NeedsReport(NeedsReport),
+    /// The hub doesn't sign by the new issuing CA yet.
+    #[error(
+        "the hub's report was made while it still signed by the old issuing CA; look in its log whether it could open the CA again, then make a new report"
+    )]
+    HubLags,
+    /// From before this phase.
+    #[error("the report was made before the last step had reached everybody; make a new one: muster-hub member list --json")]
+    EarlyReport,
     /// The step would cut somebody off.
     #[error("{0}")]
     CutsOff(CutsOff),
@@ -318,6 +328,20 @@ impl State {
         };
         let all = holders.iter().filter(|holder| !holder.denied);
         all.filter_map(|holder| why(turn, holder, now_ms).map(|why| Cut { name: holder.name.clone(), why })).collect()
+    }
+
+    /// Refuses a report by which the next step can't be judged: whoever got a certificate after it, by the old CA, doesn't stand in it.
+    pub fn check_report(&self, report: &Report) -> Result<(), RotationError> {
+        let turn = self.turn.as_ref().ok_or(RotationError::None)?;
+        if turn.phase == Phase::Prepared {
+            return Ok(());
+        }
+        let from_ms = match &report.signer_key {
+            Some(key) if *key != turn.issuing.key => return Err(RotationError::HubLags),
+            Some(_) => turn.since_ms,
+            None => turn.since_ms.saturating_add(OPENED_WITHIN_MS),
+        };
+        if report.at_ms < from_ms { Err(RotationError::EarlyReport) } else { Ok(()) }
     }
 
     /// Refuses the next step if it would cut somebody off, or if nobody knows. `holders` is everybody, if the hub's report is at hand.

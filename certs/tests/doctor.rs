@@ -226,7 +226,8 @@ impl World {
             last_seen_ms: None,
             denied: false,
         };
-        let report = Report { domain: DOMAIN.into(), at_ms: self.clock.now_ms(), members: nodes.iter().map(member).collect() };
+        let report =
+            Report { domain: DOMAIN.into(), at_ms: self.clock.now_ms(), signer_key: None, members: nodes.iter().map(member).collect() };
         let holders = self.ca.holders(Some(&report)).unwrap();
         checkup(DOMAIN, self.ca.state(), &holders, &Backups::default(), self.clock.now_ms())
     }

@@ -248,6 +248,33 @@ fn a_report_of_last_week_decides_nothing() {
 }
 
 #[test]
+fn a_report_from_before_the_hub_had_noticed_decides_nothing() {
+    let mut world = World::new();
+    world.clock.set(NOW_MS + 1000);
+    let before = world.report([]);
+    world.clock.set(NOW_MS + 2000);
+    world.ca.start_root(&world.root).unwrap();
+    world.ca.advance(Some(&before), false).unwrap();
+    let lags = |world: &mut World, report: &Report| match world.ca.advance(Some(report), false) {
+        Err(CaError::Rotation(error @ (RotationError::HubLags | RotationError::EarlyReport))) => error,
+        other => panic!("{other:?}"),
+    };
+    // Somebody who was enrolled since holds a certificate of the old issuing CA, and isn't in it.
+    assert_eq!(lags(&mut world, &before), RotationError::HubLags);
+    let unsaid = Report { signer_key: None, ..world.report([]) };
+    assert_eq!(lags(&mut world, &unsaid), RotationError::EarlyReport);
+    let switched = world.report([]);
+    world.ca.advance(Some(&switched), false).unwrap();
+    world.clock.set(NOW_MS + 3000);
+    world.ca.back().unwrap_err();
+    let early = Report { at_ms: NOW_MS + 1999, ..world.report([]) };
+    assert_eq!(lags(&mut world, &early), RotationError::EarlyReport);
+    world.clock.set(NOW_MS + 62_000);
+    let unsaid = Report { signer_key: None, ..world.report([]) };
+    world.ca.advance(Some(&unsaid), false).unwrap();
+}
+
+#[test]
 fn one_rotation_at_a_time_and_one_command_at_a_time() {
     let mut world = World::new();
     let mut other = world.open();
@@ -512,7 +539,8 @@ impl World {
             last_seen_ms: Some(self.now_ms()),
             denied: false,
         };
-        Report { domain: DOMAIN.into(), at_ms: self.now_ms(), members: nodes.iter().map(member).collect() }
+        let signer_key = Some(self.ca.state().issuer().key.clone());
+        Report { domain: DOMAIN.into(), at_ms: self.now_ms(), signer_key, members: nodes.iter().map(member).collect() }
     }
 }
 

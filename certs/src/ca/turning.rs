@@ -65,6 +65,7 @@ impl Ca {
         let everybody = self.holders(report)?;
         let known = report.map(|_| everybody.as_slice());
         if !force {
+            report.map_or(Ok(()), |report| self.state.check_report(report))?;
             self.state.check_advance(known, now_ms)?;
         }
         let cut_off = self.state.cuts_off(&everybody, now_ms);
