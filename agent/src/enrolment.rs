@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use muster_certs::{Fingerprint, Keys, Name, Role, SystemTime, Trusted};
+use muster_certs::{Keys, Name, Role, SystemTime, Trusted};
 use muster_mesh::{
     asking::{Asking, Way},
     complaint::Complaint,
@@ -101,8 +101,7 @@ impl Way for ThroughRelay {
             return self.through_the_uplink(ask).await;
         }
         let member = self.home.member().map_err(|error| error.to_string())?.ok_or("this computer was never enrolled")?;
-        let roots = Fingerprint::of_roots(&self.keys.roots_pem()).map_err(|error| error.to_string())?;
-        let trusted = Trusted { domain: self.keys.identity().domain, roots };
+        let trusted = Trusted::of_roots(&self.keys.identity().domain, &self.keys.roots_pem()).map_err(|error| error.to_string())?;
         let mut last = "no relay's door is known".to_owned();
         for dial in member.dial {
             let Ok(name) = dial.name.parse() else { continue };

@@ -6,7 +6,10 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
+use x509_parser::certificate::X509Certificate;
+
 use crate::identity::Role;
+use crate::leaf::{issuer_key_of, parse, subject_key_of};
 use crate::tls::provider;
 
 /// id-kp-codeSigning, 1.3.6.1.5.5.7.3.3, without tag and length.
@@ -51,6 +54,36 @@ pub fn check_chain(
         end.verify_for_usage(algorithms, &roots.roots, between, now, usage, None, None).map_err(name)?;
     }
     Ok(())
+}
+
+/// Those of `between` that somebody with these roots needs, from the leaf upwards. During a rotation of the root a chain carries a cross
+/// certificate that only holders of the old root need; its end is nobody else's.
+pub(crate) fn path<'a>(
+    leaf: &CertificateDer<'_>,
+    between: &'a [CertificateDer<'static>],
+    roots: &[CertificateDer<'_>],
+) -> Vec<&'a CertificateDer<'static>> {
+    let mut path: Vec<&CertificateDer<'static>> = Vec::new();
+    let mut below = leaf.clone();
+    while !roots.iter().any(|root| signed(root, &below)) {
+        let above = between.iter().find(|above| signed(above, &below) && !path.contains(above));
+        let Some(above) = above else { break };
+        path.push(above);
+        below = above.clone();
+    }
+    path
+}
+
+/// Whether `above` says it is the one that `below` names; signatures are for [`check_chain`].
+fn signed(above: &CertificateDer<'_>, below: &CertificateDer<'_>) -> bool {
+    let same_key = |above: &X509Certificate<'_>, below: &X509Certificate<'_>| match (subject_key_of(above), issuer_key_of(below)) {
+        (Some(above), Some(below)) => above == below,
+        (None, _) | (_, None) => true,
+    };
+    match (parse(above), parse(below)) {
+        (Ok(above), Ok(below)) => above.subject().as_raw() == below.issuer().as_raw() && same_key(&above, &below),
+        (Err(_), _) | (_, Err(_)) => false,
+    }
 }
 
 fn usages(role: Role) -> Vec<KeyUsage> {

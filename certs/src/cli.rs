@@ -1,28 +1,42 @@
-//! Blocking: the verbs of `muster-certs`. Results go to standard output, so that scripts can use
-//! them; remarks go to standard error.
+//! Blocking: the verbs of `muster-certs`. Results go to standard output, so that scripts can use them, with `--json` as one JSON value per
+//! command; remarks go to standard error.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use muster_certs::chain::check_chain;
 use muster_certs::description::Description;
-use muster_certs::identity::{check_label, device_text};
 use muster_certs::material::{CHAIN_CERTIFICATES_MAX, certificates, check_key, root_store, utc_text};
-use muster_certs::{Ca, Expect, Name, Role, Signed, SystemTime, check_leaf, files, read_leaf};
+use muster_certs::{Ca, Expect, Name, Report, Role, SystemTime, check_leaf, files, read_leaf};
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
+use serde::Serialize;
 
-/// Certificates of a muster mesh: make the CA, issue, show, verify.
+use answer::{Answer, Listed, Made, Shown, Told, Verified};
+use issue::Issue;
+use rotate::Rotate;
+
+mod answer;
+mod doctor;
+mod export;
+mod issue;
+mod renew;
+mod rotate;
+
+/// Certificates of a muster mesh: make the CA, issue, renew, rotate, revoke, and see what breaks next.
 #[derive(Debug, Parser)]
 #[command(name = "muster-certs", version, propagate_version = true)]
 pub struct Cli {
     /// Folder of the CA
     #[arg(long, global = true, default_value = "muster-ca", value_name = "DIR")]
     dir: PathBuf,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -38,6 +52,28 @@ enum Verb {
     /// Issue a certificate with a new key
     #[command(subcommand)]
     Issue(Issue),
+    /// Replace certificates and keys in a folder by new ones of the same names. Those who were enrolled renew by themselves
+    Renew {
+        /// The folder with hub.pem and hub.key, or relay., agent., control.
+        folder: PathBuf,
+    },
+    /// Replace the issuing CA or the root, step by step
+    #[command(subcommand)]
+    Rotate(Rotate),
+    /// Write down that what was issued to somebody until now counts no more
+    Revoke {
+        /// Who, such as site/oslo/relay/oslo-1
+        name: Name,
+        /// Why, in a few words
+        #[arg(long, default_value = "not said")]
+        why: String,
+    },
+    /// What was issued into files, and when it ends
+    List {
+        /// Earlier certificates of the same names, too
+        #[arg(long)]
+        all: bool,
+    },
     /// Say plainly what is in a certificate file
     Show {
         /// A .pem file: a program's certificate, or roots
@@ -45,62 +81,33 @@ enum Verb {
     },
     /// Check a certificate as its peers would; says in one line what is wrong
     Verify(Verify),
-}
-
-#[derive(Debug, Subcommand)]
-enum Issue {
-    /// For a hub: writes hub.pem and hub.key
-    Hub {
-        /// Id of the hub, such as hub-1
-        #[arg(long)]
-        id: String,
+    /// What breaks next and when, and until when each branch can stay alone. Ends with 1 if something breaks within 30 days, with 2 on an error
+    Doctor {
         #[command(flatten)]
-        out: Out,
-    },
-    /// For a branch office's relay: writes relay.pem and relay.key
-    Relay {
-        /// The branch office, such as oslo
-        #[arg(long)]
-        site: String,
-        /// Id of the relay, such as oslo-1
-        #[arg(long)]
-        id: String,
-        #[command(flatten)]
-        out: Out,
-    },
-    /// For an employee's computer: prints the new device id, writes agent.pem and agent.key
-    Agent {
-        /// Where the device belongs, such as oslo
-        #[arg(long)]
-        site: String,
-        /// Stable key of the person, such as kari.n (a-z 0-9 . _ @ -)
+        members: Members,
+        /// Write down that this key has a backup: root, issuing, or a key as the doctor names it
         #[arg(long, value_name = "KEY")]
-        person: String,
-        /// The person's name for display
-        #[arg(long)]
-        name: String,
-        /// Issue N devices at once, into DEVICE.pem and DEVICE.key; {} in --person and --name
-        /// becomes 1 to N
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-        count: Option<u32>,
-        #[command(flatten)]
-        out: Out,
+        backed_up: Option<String>,
     },
-    /// For signing what comes down (policy, deny list): writes control.pem and control.key
-    Control {
-        /// Number of the control key
-        #[arg(long, default_value_t = 1)]
-        n: u32,
-        #[command(flatten)]
-        out: Out,
-    },
+    /// Print what other software needs
+    #[command(subcommand)]
+    Export(export::Export),
 }
 
+/// The hub's report.
 #[derive(Debug, Args)]
-struct Out {
-    /// Folder to write to
-    #[arg(long, default_value = ".", value_name = "DIR")]
-    out: PathBuf,
+struct Members {
+    /// What `muster-hub member list --json` printed at the hub
+    #[arg(long, value_name = "FILE")]
+    members: Option<PathBuf>,
+}
+
+impl Members {
+    fn read(&self, ca: &Ca) -> Result<Option<Report>> {
+        let Some(path) = &self.members else { return Ok(None) };
+        let text = files::read(path)?;
+        Ok(Some(Report::read(&text, ca.domain()).with_context(|| path.display().to_string())?))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -124,133 +131,101 @@ struct Verify {
     key: Option<PathBuf>,
 }
 
+/// How a command ended that didn't fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All is well.
+    Fine,
+    /// The doctor found something that breaks soon.
+    Soon,
+}
+
 /// Runs one command. `out` gets results, `notes` gets remarks.
-pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<()> {
+pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Ended> {
+    let open = || Ca::open(&cli.dir);
     match &cli.verb {
-        Verb::Init { domain } => init(&cli.dir, domain, notes),
-        Verb::Issue(what) => issue(&Ca::open(&cli.dir)?, what, out, notes),
-        Verb::Show { file } => show(file, out),
-        Verb::Verify(what) => verify(&cli.dir, what, out),
+        Verb::Init { domain } => cli.tell(&init(&cli.dir, domain, notes)?, out),
+        Verb::Issue(what) => cli.tell(&issue::issue(&open()?, what, notes)?, out),
+        Verb::Renew { folder } => cli.tell(&renew::renew(&open()?, folder, notes)?, out),
+        Verb::Rotate(what) => cli.tell(&rotate::rotate(&mut open()?, what, notes)?, out),
+        Verb::Revoke { name, why } => cli.tell(&Told(open()?.revoke(name, why)?), out),
+        Verb::List { all } => cli.tell(&list(&open()?, *all)?, out),
+        Verb::Show { file } => cli.tell(&show(file)?, out),
+        Verb::Verify(what) => cli.tell(&verify(&cli.dir, what)?, out),
+        Verb::Doctor { members, backed_up: None } => {
+            let found = doctor::doctor(&open()?, members)?;
+            let ended = if found.0.soon { Ended::Soon } else { Ended::Fine };
+            cli.tell(&found, out)?;
+            return Ok(ended);
+        }
+        Verb::Doctor { backed_up: Some(key), .. } => cli.tell(&doctor::note_backup(&open()?, key)?, out),
+        Verb::Export(what) => cli.tell(&export::export(&open()?, what, notes)?, out),
+    }?;
+    Ok(Ended::Fine)
+}
+
+impl Cli {
+    fn tell<A: Answer + Serialize>(&self, answer: &A, out: &mut dyn Write) -> Result<()> {
+        if self.json {
+            serde_json::to_writer_pretty(&mut *out, answer)?;
+            writeln!(out)?;
+            return Ok(());
+        }
+        Ok(answer.text(out)?)
     }
 }
 
-/// The program's exit code; a failure is told in one line.
+/// The program's exit code; a failure is told in one line. Only the doctor's 1 isn't a failure, so its failures are 2.
 #[expect(clippy::print_stderr, reason = "the program's last word")]
-pub fn finish(result: Result<()>) -> ExitCode {
+pub fn finish(cli: &Cli, result: Result<Ended>) -> ExitCode {
+    let failure = if matches!(cli.verb, Verb::Doctor { .. }) { ExitCode::from(2) } else { ExitCode::FAILURE };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Fine) => ExitCode::SUCCESS,
+        Ok(Ended::Soon) => ExitCode::FAILURE,
         // Whoever read our output (`show … | head`) has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
+        Err(error) if is_broken_pipe(&error) => failure,
         Err(error) => {
             eprintln!("muster-certs: {error:#}");
-            ExitCode::FAILURE
+            failure
         }
     }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let json = error.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+    io.or(json) == Some(std::io::ErrorKind::BrokenPipe)
 }
 
-fn init(dir: &Path, domain: &str, notes: &mut dyn Write) -> Result<()> {
+fn init(dir: &Path, domain: &str, notes: &mut dyn Write) -> Result<Made> {
     let ca = Ca::init(dir, domain)?;
     let shown = dir.display();
     writeln!(notes, "made the CA of {domain} in {shown}")?;
     writeln!(notes, "  {shown}/roots.pem  give a copy to every hub, relay and agent")?;
     writeln!(notes, "  {shown}/root/      move this folder offline, and keep a copy; issuing works without it")?;
     writeln!(notes, "  {shown}/issuing/   issues certificates until {}", utc_text(ca.not_after_ms()))?;
-    Ok(())
+    Ok(Made { domain: domain.to_owned(), roots: ca.roots_path(), issues_until_ms: ca.not_after_ms() })
 }
 
-fn issue(ca: &Ca, what: &Issue, out: &mut dyn Write, notes: &mut dyn Write) -> Result<()> {
-    match what {
-        Issue::Hub { id, out: to } => {
-            check_label(id).context("--id")?;
-            let place = Place::new(to, "hub")?;
-            let signed = ca.issue_hub(id)?;
-            place.put(ca, &signed, notes)?;
-            writeln!(out, "{}", read_leaf(signed.leaf())?.identity)?;
-        }
-        Issue::Relay { site, id, out: to } => {
-            check_label(site).context("--site")?;
-            check_label(id).context("--id")?;
-            let place = Place::new(to, "relay")?;
-            let signed = ca.issue_relay(site, id)?;
-            place.put(ca, &signed, notes)?;
-            writeln!(out, "{}", read_leaf(signed.leaf())?.identity)?;
-        }
-        Issue::Control { n, out: to } => {
-            let place = Place::new(to, "control")?;
-            let signed = ca.issue_control(*n)?;
-            place.put(ca, &signed, notes)?;
-            writeln!(out, "{}", read_leaf(signed.leaf())?.identity)?;
-        }
-        Issue::Agent { site, person, name, count: None, out: to } => {
-            check_label(site).context("--site")?;
-            let place = Place::new(to, "agent")?;
-            let agent = ca.issue_agent(site, person, name)?;
-            place.put(ca, &agent.signed, notes)?;
-            writeln!(out, "{}", device_text(&agent.device()))?;
-        }
-        Issue::Agent { site, person, name, count: Some(count), out: to } => {
-            check_label(site).context("--site")?;
-            let people: Vec<(String, String)> =
-                (1..=*count).map(|n| n.to_string()).map(|n| (person.replace("{}", &n), name.replace("{}", &n))).collect();
-            let agents = ca.issue_agents(site, &people)?;
-            // One remark for all of them, below; ids only when all files are there.
-            for agent in &agents {
-                Place::new(to, &device_text(&agent.device()))?.put(ca, &agent.signed, &mut std::io::sink())?;
-            }
-            writeln!(notes, "wrote {count} certificates and keys to {}", to.out.display())?;
-            for agent in &agents {
-                writeln!(out, "{}", device_text(&agent.device()))?;
-            }
-        }
+fn list(ca: &Ca, all: bool) -> Result<answer::List> {
+    let revoked = muster_certs::ledger::revoked(&ca.revoked_path())?;
+    let mut listed = Vec::new();
+    for line in muster_certs::ledger::certificates(&ca.certificates_path())? {
+        let counts_no_more = revoked.iter().any(|it| it.name == line.name && line.issued_ms <= it.issued_before_ms);
+        listed.push(Listed { revoked: counts_no_more, certificate: line });
     }
-    Ok(())
+    if !all {
+        let mut last = std::collections::BTreeMap::new();
+        for line in listed {
+            last.insert(line.certificate.name.clone(), line);
+        }
+        listed = last.into_values().collect();
+    }
+    listed.sort_by(|a, b| (a.certificate.not_after_ms, &a.certificate.name).cmp(&(b.certificate.not_after_ms, &b.certificate.name)));
+    Ok(answer::List { certificates: listed })
 }
 
-/// Where a certificate and its key go.
-struct Place {
-    folder: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
-}
-
-impl Place {
-    /// Refuses, before anything is issued, to overwrite a file.
-    fn new(to: &Out, stem: &str) -> Result<Place> {
-        let folder = to.out.clone();
-        let place = Place { certificate: folder.join(format!("{stem}.pem")), key: folder.join(format!("{stem}.key")), folder };
-        for path in [&place.certificate, &place.key] {
-            ensure!(!path.exists(), "{} exists already and is not overwritten; move it away, or give another --out", path.display());
-        }
-        Ok(place)
-    }
-
-    fn put(&self, ca: &Ca, signed: &Signed, notes: &mut dyn Write) -> Result<()> {
-        files::create_folder(&self.folder)?;
-        // The key first: a certificate without its key would look finished.
-        files::create_secret(&self.key, signed.key_pem.as_bytes())?;
-        files::create_public(&self.certificate, signed.pem.as_bytes())?;
-        writeln!(notes, "wrote {} and {} (valid until {})", self.certificate.display(), self.key.display(), utc_text(signed.not_after_ms))?;
-        self.put_roots(ca, notes)
-    }
-
-    /// A node needs the roots too. Others that lie there already are somebody's decision.
-    fn put_roots(&self, ca: &Ca, notes: &mut dyn Write) -> Result<()> {
-        let roots = self.folder.join("roots.pem");
-        if !roots.exists() {
-            files::create_public(&roots, ca.roots_pem().as_bytes())?;
-            writeln!(notes, "wrote {}", roots.display())?;
-        } else if files::read(&roots)? != ca.roots_pem() {
-            writeln!(notes, "left {} as it is: it differs from {}", roots.display(), ca.roots_path().display())?;
-        }
-        Ok(())
-    }
-}
-
-fn show(file: &Path, out: &mut dyn Write) -> Result<()> {
+fn show(file: &Path) -> Result<Shown> {
     let text = files::read(file)?;
     let shown = file.display();
     if !text.contains("BEGIN CERTIFICATE") && text.contains("PRIVATE KEY") {
@@ -258,18 +233,14 @@ fn show(file: &Path, out: &mut dyn Write) -> Result<()> {
     }
     let found = certificates("certificate", &text, 1000).with_context(|| shown.to_string())?;
     let now_ms = i64::try_from(now()?.as_secs())?.saturating_mul(1000);
-    for (index, der) in found.iter().enumerate() {
-        if index > 0 {
-            writeln!(out)?;
-        }
-        let number = index + 1;
-        let description = Description::of(der, now_ms).with_context(|| format!("{shown}, certificate {number}"))?;
-        writeln!(out, "{description}")?;
+    let mut descriptions = Vec::with_capacity(found.len());
+    for (number, der) in (1..).zip(&found) {
+        descriptions.push(Description::of(der, now_ms).with_context(|| format!("{shown}, certificate {number}"))?);
     }
-    Ok(())
+    Ok(Shown { certificates: descriptions })
 }
 
-fn verify(dir: &Path, what: &Verify, out: &mut dyn Write) -> Result<()> {
+fn verify(dir: &Path, what: &Verify) -> Result<Verified> {
     let shown = what.file.display();
     let context = || shown.to_string();
     let text = files::read(&what.file)?;
@@ -290,8 +261,7 @@ fn verify(dir: &Path, what: &Verify, out: &mut dyn Write) -> Result<()> {
         let key_text = files::read_secret(key)?;
         check_key(chain.clone(), &key_text).with_context(|| key.display().to_string())?;
     }
-    writeln!(out, "{shown}: good: {}, valid until {}", leaf.identity, utc_text(leaf.not_after_ms))?;
-    Ok(())
+    Ok(Verified { file: what.file.clone(), identity: leaf.identity.to_string(), not_after_ms: leaf.not_after_ms })
 }
 
 fn expectation(what: &Verify) -> Expect {
@@ -312,6 +282,8 @@ fn now() -> Result<UnixTime> {
 
 #[cfg(test)]
 mod tests {
+    use muster_certs::identity::device_text;
+
     use super::*;
 
     /// Runs a command line as the shell would; gives standard output, or the error in one line.
@@ -323,7 +295,7 @@ mod tests {
         let cli = Cli::try_parse_from(words.chain(line.split_whitespace())).map_err(|e| e.to_string())?;
         let mut out = Vec::new();
         match run(&cli, &mut out, &mut Vec::new()) {
-            Ok(()) => Ok(String::from_utf8(out).unwrap()),
+            Ok(_) => Ok(String::from_utf8(out).unwrap()),
             Err(error) => Err(format!("{error:#}")),
         }
     }
@@ -452,5 +424,175 @@ mod tests {
             assert!(error.contains("characters a-z"), "{line}: {error}");
         }
         assert!(!dir.join("n").exists());
+    }
+
+    #[test]
+    fn a_folder_is_renewed_in_place_and_goes_on_after_a_crash_between_its_two_files() {
+        let temp = with_ca();
+        let dir = temp.path();
+        for line in ["issue hub --id hub-1 --out @/n", "issue control --out @/n"] {
+            muster_certs(dir, line).unwrap();
+        }
+        let read = |name: &str| std::fs::read_to_string(dir.join("n").join(name)).unwrap();
+        let before = [read("hub.pem"), read("hub.key"), read("control.pem")];
+        assert_eq!(muster_certs(dir, "renew @/n").unwrap(), "spiffe://test.internal/control/1\nspiffe://test.internal/hub/hub-1\n");
+        let after = [read("hub.pem"), read("hub.key"), read("control.pem")];
+        assert!(before.iter().zip(&after).all(|(before, after)| before != after));
+        muster_certs(dir, "verify @/n/hub.pem --key @/n/hub.key --name hub/hub-1").unwrap();
+        assert_eq!(std::fs::read_dir(dir.join("n")).unwrap().count(), 5, "nothing is left beside");
+
+        // A crash after the key took its place, before the certificate did.
+        std::fs::rename(dir.join("n/hub.pem"), dir.join("n/hub.pem.new")).unwrap();
+        std::fs::write(dir.join("n/hub.pem"), &before[0]).unwrap();
+        muster_certs(dir, "renew @/n").unwrap();
+        muster_certs(dir, "verify @/n/hub.pem --key @/n/hub.key").unwrap();
+        // One before that.
+        std::fs::write(dir.join("n/hub.pem.new"), &before[0]).unwrap();
+        files::write_secret(&dir.join("n/hub.key.new"), before[1].as_bytes()).unwrap();
+        muster_certs(dir, "renew @/n").unwrap();
+        muster_certs(dir, "verify @/n/hub.pem --key @/n/hub.key").unwrap();
+    }
+
+    #[test]
+    fn nothing_of_another_mesh_is_renewed_nor_who_was_revoked() {
+        let temp = with_ca();
+        let dir = temp.path();
+        muster_certs(dir, "issue hub --id hub-1 --out @/n").unwrap();
+        muster_certs(dir, "issue control --out @/n").unwrap();
+        let foreign = Ca::init(&dir.join("other"), "test.internal").unwrap().issue_relay("oslo", "oslo-1").unwrap();
+        files::create_public(&dir.join("n/relay.pem"), foreign.pem.as_bytes()).unwrap();
+        files::create_secret(&dir.join("n/relay.key"), foreign.key_pem.as_bytes()).unwrap();
+        let before = std::fs::read_to_string(dir.join("n/control.pem")).unwrap();
+        let error = muster_certs(dir, "renew @/n").unwrap_err();
+        assert!(error.contains("relay.pem"), "{error}");
+        assert_eq!(std::fs::read_to_string(dir.join("n/control.pem")).unwrap(), before, "all are looked at before one is touched");
+        std::fs::remove_file(dir.join("n/relay.key")).unwrap();
+        muster_certs(dir, "renew @/n").unwrap();
+        let told = muster_certs(dir, "revoke hub/hub-1 --why stolen").unwrap();
+        assert!(told.contains("muster-hub member deny hub/hub-1"), "{told}");
+        let error = muster_certs(dir, "renew @/n").unwrap_err();
+        assert!(error.contains("hub/hub-1 was revoked on"), "{error}");
+        let listed = muster_certs(dir, "list").unwrap();
+        assert!(listed.lines().any(|line| line.ends_with("hub/hub-1  revoked")), "{listed}");
+        let error = muster_certs(dir, "renew @/ca").unwrap_err();
+        assert!(error.contains("holds no certificate"), "{error}");
+    }
+
+    #[test]
+    fn a_renewal_brings_the_roots_in_force_but_leaves_somebody_elses() {
+        let temp = with_ca();
+        let dir = temp.path();
+        muster_certs(dir, "issue hub --id hub-1 --out @/n").unwrap();
+        muster_certs(dir, "rotate start root").unwrap();
+        muster_certs(dir, "renew @/n").unwrap();
+        let of = |path: &str| std::fs::read_to_string(dir.join(path)).unwrap();
+        assert_eq!(of("n/roots.pem"), of("ca/roots.pem"));
+        Ca::init(&dir.join("other"), "test.internal").unwrap();
+        let foreign = format!("{}{}", of("ca/roots.pem"), of("other/roots.pem"));
+        std::fs::write(dir.join("n/roots.pem"), &foreign).unwrap();
+        muster_certs(dir, "renew @/n").unwrap();
+        assert_eq!(of("n/roots.pem"), foreign);
+    }
+
+    #[test]
+    fn a_rotation_is_led_by_what_status_says() {
+        let temp = with_ca();
+        let dir = temp.path();
+        muster_certs(dir, "issue hub --id hub-1 --out @/n").unwrap();
+        assert!(muster_certs(dir, "rotate status").unwrap().ends_with("rotation  none is under way\n"));
+        assert!(muster_certs(dir, "rotate advance").unwrap_err().contains("rotate start issuing"));
+        muster_certs(dir, "rotate start root --root @/ca/root").unwrap();
+        let status = muster_certs(dir, "rotate advance").unwrap();
+        assert!(status.contains("rotation  of the root: the new one issues") && status.contains("back      rotate back"), "{status}");
+        let error = muster_certs(dir, "rotate advance").unwrap_err();
+        assert!(error.contains("--members FILE"), "{error}");
+        let status: serde_json::Value = serde_json::from_str(&muster_certs(dir, "--json rotate status").unwrap()).unwrap();
+        let key = status["issues"]["key"].as_str().unwrap();
+        // A minute ahead, so that it is never older than a step of this test.
+        let at_ms = i64::try_from(now().unwrap().as_secs()).unwrap() * 1000 + 60_000;
+        let report = format!(r#"{{"domain":"test.internal","at_ms":{at_ms},"signer_key":"{key}","members":[]}}"#);
+        std::fs::write(dir.join("members"), report).unwrap();
+        let error = muster_certs(dir, "rotate advance --members @/members").unwrap_err();
+        assert!(error.contains("would cut off 1:\n  hub/hub-1 (it holds a certificate of the old issuing CA)"), "{error}");
+        let status = muster_certs(dir, "rotate status --members @/members").unwrap();
+        assert!(status.contains("the next step would cut off 1:"), "{status}");
+        muster_certs(dir, "renew @/n").unwrap();
+        let status = muster_certs(dir, "rotate advance --members @/members").unwrap();
+        assert!(status.contains("destroyed ") && !status.contains("back  "), "{status}");
+        assert!(muster_certs(dir, "rotate back").unwrap_err().contains("no way back"));
+        let json: serde_json::Value = serde_json::from_str(&muster_certs(dir, "--json rotate status").unwrap()).unwrap();
+        assert_eq!((&json["rotation"]["phase"], &json["rotation"]["way_back"]), (&"retired".into(), &false.into()));
+        assert_eq!(muster_certs(dir, "export bundle").unwrap().matches("BEGIN CERTIFICATE").count(), 2);
+        muster_certs(dir, "renew @/n").unwrap();
+        let shown = muster_certs(dir, "show @/n/hub.pem").unwrap();
+        assert!(shown.contains("a cross certificate of a root CA, path length 1"), "{shown}");
+        muster_certs(dir, "rotate advance --members @/members").unwrap();
+        assert_eq!(muster_certs(dir, "export bundle").unwrap(), muster_certs(dir, "export roots").unwrap());
+        muster_certs(dir, "verify @/n/hub.pem --key @/n/hub.key").unwrap();
+    }
+
+    #[test]
+    fn the_doctor_ends_with_what_it_found() {
+        let temp = with_ca();
+        let dir = temp.path();
+        let doctor = |line: &str| {
+            let dir = dir.to_str().unwrap();
+            let ca = format!("{dir}/ca");
+            let line = line.replace('@', dir);
+            let cli = Cli::try_parse_from(["muster-certs", "--dir", &ca, "doctor"].into_iter().chain(line.split_whitespace())).unwrap();
+            let mut out = Vec::new();
+            let result = run(&cli, &mut out, &mut Vec::new());
+            let code = result.as_ref().ok().copied();
+            (format!("{:?}", finish(&cli, result)), code, String::from_utf8(out).unwrap())
+        };
+        let (code, ended, said) = doctor("");
+        assert_eq!((code, ended), (format!("{:?}", ExitCode::SUCCESS), Some(Ended::Fine)), "{said}");
+        assert!(said.contains("has no note of a backup"), "{said}");
+        assert!(doctor("--backed-up root").2.contains("the root (root) has a backup"));
+        assert!(doctor("--backed-up issuing").2.contains("the issuing CA (issuing) has a backup"));
+        assert!(!doctor("").2.contains("no note of a backup"));
+        assert_eq!(doctor("--backed-up boss").0, format!("{:?}", ExitCode::from(2)));
+
+        let now_ms = i64::try_from(now().unwrap().as_secs()).unwrap() * 1000;
+        let member = |name: &str, days: i64| {
+            let end_ms = now_ms + days * 86_400_000;
+            format!(r#"{{"name":"{name}","bundle_version":1,"issuer_key":null,"not_after_ms":{end_ms},"last_seen_ms":null}}"#)
+        };
+        let members = [member("site/oslo/relay/oslo-1", 2), member("site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617", 20)].join(",");
+        std::fs::write(dir.join("m"), format!(r#"{{"domain":"test.internal","at_ms":{now_ms},"members":[{members}]}}"#)).unwrap();
+        let (code, ended, said) = doctor("--members @/m");
+        assert_eq!((code, ended), (format!("{:?}", ExitCode::from(1)), Some(Ended::Soon)), "{said}");
+        assert!(said.contains("site/oslo/relay/oslo-1: it hasn't renewed") && said.contains("oslo: can stay alone until"), "{said}");
+        std::fs::write(dir.join("m"), r#"{"domain":"test.internal","at_ms":1,"members":[{"name":"\u001b[2J","bundle_version":1}]}"#)
+            .unwrap();
+        assert_eq!(doctor("--members @/m").0, format!("{:?}", ExitCode::from(2)));
+    }
+
+    #[test]
+    fn every_verb_answers_in_json() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        for (line, field) in [
+            ("--json init --domain test.internal", "issues_until_ms"),
+            ("--json issue hub --id hub-1 --out @/n", "certificates"),
+            ("--json issue agent --site oslo --person k --name K --count 2 --out @/m", "certificates"),
+            ("--json renew @/n", "certificates"),
+            ("--json list --all", "certificates"),
+            ("--json show @/n/hub.pem", "certificates"),
+            ("--json verify @/n/hub.pem", "identity"),
+            ("--json rotate start issuing", "rotation"),
+            ("--json rotate status", "issues"),
+            ("--json rotate back", "destroyed"),
+            ("--json revoke hub/hub-1", "issued_before_ms"),
+            ("--json doctor", "findings"),
+            ("--json doctor --backed-up root", "keys"),
+            ("--json export crl", "lists"),
+            ("--json export roots", "roots"),
+            ("--json export bundle", "cross"),
+        ] {
+            let printed = muster_certs(dir, line).unwrap();
+            let json: serde_json::Value = serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{line}: {e}: {printed}"));
+            assert!(json.get(field).is_some(), "{line}: {printed}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use rustls_pki_types::CertificateDer;
+use serde::{Serialize, Serializer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
@@ -11,7 +12,7 @@ use crate::identity::Role;
 use crate::leaf::{self, LeafError, read_leaf, serial_text, stranger_text, usage_text};
 use crate::material::utc_text;
 
-/// What a certificate says. `Display` gives aligned lines, without a line feed at the end.
+/// What a certificate says. `Display` gives aligned lines, without a line feed at the end; as JSON it is an object of the same words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     lines: Vec<(&'static str, String)>,
@@ -48,6 +49,12 @@ impl Description {
     }
 }
 
+impl Serialize for Description {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.lines.iter().map(|(key, value)| (key, value)))
+    }
+}
+
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (key, value)) in self.lines.iter().enumerate() {
@@ -70,8 +77,12 @@ fn role_text(role: Role) -> &'static str {
 }
 
 fn ca_text(certificate: &X509Certificate<'_>) -> String {
-    let kind = if certificate.subject().as_raw() == certificate.issuer().as_raw() { "a root CA" } else { "an issuing CA" };
     let path = certificate.basic_constraints().ok().flatten().and_then(|it| it.value.path_len_constraint);
+    let kind = match (certificate.subject().as_raw() == certificate.issuer().as_raw(), path) {
+        (true, _) => "a root CA",
+        (false, Some(1)) => "a cross certificate of a root CA",
+        (false, _) => "an issuing CA",
+    };
     match path {
         Some(length) => format!("{kind}, path length {length}"),
         None => format!("{kind}, no path length"),

@@ -94,6 +94,16 @@ pub fn create_folder(path: &Path) -> Result<(), FileError> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| write_error(path, e))
 }
 
+/// Gives a file to whom another one belongs. A key that root makes is for the program that reads its folder.
+pub fn own_like(path: &Path, other: &Path) -> Result<(), FileError> {
+    let wanted = std::fs::metadata(other).map_err(|e| read_error(other, e))?;
+    let found = std::fs::metadata(path).map_err(|e| read_error(path, e))?;
+    if (found.uid(), found.gid()) == (wanted.uid(), wanted.gid()) {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(path, Some(wanted.uid()), Some(wanted.gid())).map_err(|e| write_error(path, e))
+}
+
 /// Makes the entries of the folder that holds `path` durable.
 pub fn sync_folder_of(path: &Path) -> Result<(), FileError> {
     let folder = folder_of(path);

@@ -12,15 +12,13 @@
 //! out, and the next append removes it.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, FileError};
 use crate::identity::{self, IdentityError};
+use crate::lines;
 
 /// The longest person key, in bytes.
 pub const PERSON_BYTES_MAX: usize = 64;
@@ -107,26 +105,12 @@ pub fn read(path: &Path) -> Result<Vec<Issued>, IssuedError> {
 /// Adds lines and makes them durable: all are on the disk when this returns. Two programs may
 /// append at the same time. The file is made, owner-only, if it isn't there.
 pub fn append(path: &Path, entries: &[Issued]) -> Result<(), IssuedError> {
-    let fail = |e| files::write_error(path, e);
-    let mut lines = String::new();
+    let mut texts = Vec::with_capacity(entries.len());
     for entry in entries {
         entry.check()?;
-        lines.push_str(&line_of(entry).map_err(|e| fail(e.into()))?);
-        lines.push('\n');
+        texts.push(line_of(entry).map_err(|e| files::write_error(path, e.into()))?);
     }
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(fail)?;
-    // Held until the file is closed, so that two issuers don't write over each other.
-    file.lock().map_err(fail)?;
-    let end = end_of_last_whole_line(&mut file).map_err(fail)?;
-    file.set_len(end.offset).map_err(fail)?;
-    file.seek(SeekFrom::Start(end.offset)).map_err(fail)?;
-    if end.lacks_line_feed {
-        lines.insert(0, '\n');
-    }
-    file.write_all(lines.as_bytes()).map_err(fail)?;
-    file.sync_all().map_err(fail)?;
-    files::sync_folder_of(path)?;
-    Ok(())
+    Ok(lines::append(path, &texts, |text| parse_line(text).is_ok())?)
 }
 
 /// Refuses what isn't a person key.
@@ -168,29 +152,15 @@ fn line_of(entry: &Issued) -> serde_json::Result<String> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<Vec<Issued>, IssuedError> {
-    let mut entries = Vec::new();
+    let read = lines::parse(text, parse_line).map_err(|(line, why)| IssuedError::Line { path: path.to_owned(), line, why })?;
     let mut owners: HashMap<[u8; 16], (usize, String)> = HashMap::new();
-    for (index, raw) in text.split_inclusive('\n').enumerate() {
-        let line = index + 1;
-        let whole = raw.ends_with('\n');
-        if raw.trim().is_empty() {
-            continue;
-        }
-        let entry = match parse_line(raw) {
-            Ok(entry) => entry,
-            Err(_) if !whole => break,
-            Err(why) => {
-                let path = path.to_owned();
-                return Err(IssuedError::Line { path, line, why });
-            }
-        };
-        let (first, owner) = owners.entry(entry.device).or_insert_with(|| (line, entry.person.clone()));
+    for (line, entry) in &read {
+        let (first, owner) = owners.entry(entry.device).or_insert_with(|| (*line, entry.person.clone()));
         if *owner != entry.person {
-            return Err(IssuedError::OtherPerson { path: path.to_owned(), line, first: *first });
+            return Err(IssuedError::OtherPerson { path: path.to_owned(), line: *line, first: *first });
         }
-        entries.push(entry);
     }
-    Ok(entries)
+    Ok(read.into_iter().map(|(_, entry)| entry).collect())
 }
 
 fn parse_line(raw: &str) -> Result<Issued, String> {
@@ -204,22 +174,6 @@ fn parse_line(raw: &str) -> Result<Issued, String> {
     };
     entry.check().map_err(|e| e.to_string())?;
     Ok(entry)
-}
-
-struct End {
-    offset: u64,
-    lacks_line_feed: bool,
-}
-
-/// Where the next line goes: behind the last line that is whole, or that at least reads.
-fn end_of_last_whole_line(file: &mut File) -> std::io::Result<End> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let start = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-    let rest = &bytes[start..];
-    let reads = std::str::from_utf8(rest).is_ok_and(|text| parse_line(text).is_ok());
-    let keep = if reads { bytes.len() } else { start };
-    Ok(End { offset: keep as u64, lacks_line_feed: reads })
 }
 
 #[cfg(test)]

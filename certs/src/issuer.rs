@@ -3,20 +3,25 @@
 //!
 //! ```text
 //! root (no path length, 10 years)  →  issuing CA (path length 0, 1 year)  →  leaf
+//! old root  →  cross certificate of the new root (path length 1)  →  issuing CA  →  leaf
 //! ```
+//!
+//! While a root is being replaced, the new one's issuing CA gives out chains with the cross certificate at their end: who holds the old
+//! root alone checks them by it, who holds the new one doesn't need it.
 #![warn(clippy::wildcard_enum_match_arm, clippy::iter_over_hash_type)]
 
 use std::fmt;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, RevokedCertParams, SanType, SerialNumber,
+    SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
 
-use crate::identity::{Identity, IdentityError, Role, check_domain, hex};
+use crate::identity::{Identity, IdentityError, Role, check_domain, hex, unhex};
 use crate::leaf;
 use crate::request::Requested;
 use crate::tls::provider;
@@ -67,6 +72,7 @@ pub enum IssuerError {
 /// A root certificate and its key. The key is for the safe: it is needed only to make an issuing CA.
 pub struct Root {
     pem: String,
+    der: CertificateDer<'static>,
     signer: rcgen::Issuer<'static, KeyPair>,
 }
 
@@ -77,13 +83,13 @@ impl Root {
         let key = new_key()?;
         let params = ca_params("root", domain, BasicConstraints::Unconstrained, now_ms, ROOT_LIFE_MS)?;
         let certificate = params.self_signed(&key).map_err(make)?;
-        Ok(Root { pem: certificate.pem(), signer: rcgen::Issuer::new(params, key) })
+        Ok(Root { pem: certificate.pem(), der: certificate.der().clone(), signer: rcgen::Issuer::new(params, key) })
     }
 
     /// A stored root.
     pub fn from_pem(pem: &str, key_pem: &str) -> Result<Root, IssuerError> {
-        let (_, signer) = read_ca("root", pem, key_pem)?;
-        Ok(Root { pem: pem.to_owned(), signer })
+        let (der, signer) = read_ca("root", pem, key_pem)?;
+        Ok(Root { pem: pem.to_owned(), der, signer })
     }
 
     /// The root certificate.
@@ -94,6 +100,39 @@ impl Root {
     /// The root's key, PKCS#8. A secret.
     pub fn key_pem(&self) -> String {
         self.signer.key().serialize_pem()
+    }
+
+    /// The root certificate, as DER.
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.der
+    }
+
+    /// The root's cross certificate of `new`: its name and its key, signed by this root. Whoever holds only this root can check what stands
+    /// below the new one with it, for as long as both roots live.
+    pub fn cross(&self, new: &Root, now_ms: i64) -> Result<String, IssuerError> {
+        let damaged = |error: &dyn fmt::Display| damaged("new root", error);
+        let (own, other) = (leaf::parse(&self.der).map_err(|e| damaged(&e))?, leaf::parse(&new.der).map_err(|e| damaged(&e))?);
+        let end_ms = own.validity().not_after.timestamp().min(other.validity().not_after.timestamp()).saturating_mul(1000);
+        let common_name = other.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, common_name.ok_or_else(|| damaged(&"it has no name"))?);
+        // One issuing CA stands between it and a leaf, and no more.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = true;
+        params.key_identifier_method = key_identifier(&new.der)?;
+        params.serial_number = Some(serial()?);
+        params.not_before = moment(now_ms.saturating_sub(BACKDATED_MS))?;
+        params.not_after = moment(end_ms)?;
+        let key = SubjectPublicKeyInfo::from_der(other.public_key().raw).map_err(make)?;
+        let cross = params.signed_by(&key, &self.signer).map_err(make)?;
+        let made = leaf::parse(cross.der()).map_err(|e| damaged(&e))?;
+        // A chain is put together by names, byte for byte.
+        if made.subject().as_raw() != other.subject().as_raw() {
+            return Err(damaged(&"its name is not one that this program writes"));
+        }
+        Ok(cross.pem())
     }
 
     /// A new issuing CA under this root.
@@ -112,6 +151,8 @@ pub struct Issuer {
     pem: String,
     der: CertificateDer<'static>,
     not_after_ms: i64,
+    /// What stands behind the issuing certificate in each chain: during a rotation of the root, the cross certificate.
+    behind: Vec<(String, CertificateDer<'static>)>,
     signer: rcgen::Issuer<'static, KeyPair>,
 }
 
@@ -128,7 +169,14 @@ impl Issuer {
         check_domain(domain)?;
         let (der, signer) = read_ca("issuing CA", pem, key_pem)?;
         let not_after_ms = leaf::parse(&der).map_err(|e| damaged("issuing CA", e))?.validity().not_after.timestamp().saturating_mul(1000);
-        Ok(Issuer { domain: domain.to_owned(), pem: pem.to_owned(), der, not_after_ms, signer })
+        Ok(Issuer { domain: domain.to_owned(), pem: pem.to_owned(), der, not_after_ms, behind: Vec::new(), signer })
+    }
+
+    /// The same, whose chains carry the cross certificate `pem` at their end.
+    pub fn with_cross(mut self, pem: &str) -> Result<Issuer, IssuerError> {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| damaged("cross certificate", e))?;
+        self.behind.push((pem.to_owned(), der));
+        Ok(self)
     }
 
     /// The domain of every leaf this makes by [`Issuer::issue`].
@@ -144,6 +192,11 @@ impl Issuer {
     /// The issuing key, PKCS#8. A secret.
     pub fn key_pem(&self) -> String {
         self.signer.key().serialize_pem()
+    }
+
+    /// The issuing certificate, as DER.
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.der
     }
 
     /// End of the issuing certificate, milliseconds UTC.
@@ -166,11 +219,8 @@ impl Issuer {
         // A certificate ends with a whole second.
         params.not_after_ms = end_ms - end_ms.rem_euclid(1_000);
         let certificate = params.to_rcgen()?.signed_by(&requested.key, &self.signer).map_err(make)?;
-        Ok(Chain {
-            pem: format!("{}{}", certificate.pem(), self.pem),
-            ders: vec![certificate.der().clone(), self.der.clone()],
-            not_after_ms: params.not_after_ms,
-        })
+        let (pem, ders) = self.chain(&certificate);
+        Ok(Chain { pem, ders, not_after_ms: params.not_after_ms })
     }
 
     /// Signs whatever `params` say, right or wrong: this is how tests get bad leaves. Programs use
@@ -178,20 +228,53 @@ impl Issuer {
     pub fn sign(&self, params: &LeafParams) -> Result<Signed, IssuerError> {
         let key = new_key()?;
         let certificate = params.to_rcgen()?.signed_by(&key, &self.signer).map_err(make)?;
-        Ok(Signed {
-            pem: format!("{}{}", certificate.pem(), self.pem),
-            key_pem: key.serialize_pem(),
-            chain: vec![certificate.der().clone(), self.der.clone()],
-            not_after_ms: params.not_after_ms,
-            leaf: certificate.der().clone(),
-        })
+        let (pem, chain) = self.chain(&certificate);
+        let leaf = certificate.der().clone();
+        Ok(Signed { pem, key_pem: key.serialize_pem(), chain, not_after_ms: params.not_after_ms, leaf })
     }
+
+    /// A list of revoked certificates of this CA, for other people's software. `number` rises from list to list.
+    pub fn revocation_list(&self, revoked: &[RevokedSerial], number: u64, now_ms: i64, next_ms: i64) -> Result<String, IssuerError> {
+        let one = |it: &RevokedSerial| {
+            let serial = unhex(&it.serial).ok_or_else(|| IssuerError::Make(format!("{:?} is no serial number", it.serial)))?;
+            let serial_number = SerialNumber::from_slice(&serial);
+            Ok(RevokedCertParams { serial_number, revocation_time: moment(it.at_ms)?, reason_code: None, invalidity_date: None })
+        };
+        let params = CertificateRevocationListParams {
+            this_update: moment(now_ms)?,
+            next_update: moment(next_ms)?,
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(one).collect::<Result<_, IssuerError>>()?,
+            key_identifier_method: key_identifier(&self.der)?,
+        };
+        params.signed_by(&self.signer).and_then(|list| list.pem()).map_err(make)
+    }
+
+    fn chain(&self, leaf: &rcgen::Certificate) -> (String, Vec<CertificateDer<'static>>) {
+        let mut pem = format!("{}{}", leaf.pem(), self.pem);
+        let mut ders = vec![leaf.der().clone(), self.der.clone()];
+        for (text, der) in &self.behind {
+            pem.push_str(text);
+            ders.push(der.clone());
+        }
+        (pem, ders)
+    }
+}
+
+/// A certificate that counts no more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RevokedSerial {
+    /// Its serial number, hex.
+    pub serial: String,
+    /// When it was revoked, milliseconds UTC.
+    pub at_ms: i64,
 }
 
 /// A fresh certificate for a key that is elsewhere.
 #[derive(Clone, Debug)]
 pub struct Chain {
-    /// The leaf, then the issuing CA.
+    /// The leaf, then the issuing CA, then the cross certificate if one is in use.
     pub pem: String,
     /// The same, as DER.
     pub ders: Vec<CertificateDer<'static>>,
@@ -201,7 +284,7 @@ pub struct Chain {
 
 /// A fresh certificate with its key.
 pub struct Signed {
-    /// The leaf, then the issuing CA.
+    /// The leaf, then the issuing CA, then the cross certificate if one is in use.
     pub pem: String,
     /// The leaf's key, PKCS#8. A secret.
     pub key_pem: String,
@@ -366,6 +449,13 @@ fn read_ca(
     }
     let signer = rcgen::Issuer::from_ca_cert_der(&der, key).map_err(|e| damaged(what, e))?;
     Ok((der, signer))
+}
+
+/// A certificate's own key identifier, so that what names it names it alike.
+fn key_identifier(der: &CertificateDer<'_>) -> Result<KeyIdMethod, IssuerError> {
+    let key = leaf::subject_key(der).map_err(|e| damaged("CA", e))?;
+    let bytes = key.as_deref().and_then(unhex).ok_or_else(|| damaged("CA", "it has no key identifier"))?;
+    Ok(KeyIdMethod::PreSpecified(bytes))
 }
 
 fn new_key() -> Result<KeyPair, IssuerError> {

@@ -9,7 +9,7 @@
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{ExtendedKeyUsage, GeneralName};
+use x509_parser::extensions::{ExtendedKeyUsage, GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use crate::identity::{Identity, IdentityError, Name, Role, hex};
@@ -124,6 +124,35 @@ pub fn read_leaf(der: &CertificateDer<'_>) -> Result<Leaf, LeafError> {
         not_before_ms: validity.not_before.timestamp().saturating_mul(1000),
         not_after_ms: validity.not_after.timestamp().saturating_mul(1000),
         serial: serial_text(&certificate),
+    })
+}
+
+/// Whose key a certificate holds, as it says itself: the subject key identifier in lower-case hex.
+pub fn subject_key(der: &CertificateDer<'_>) -> Result<Option<String>, LeafError> {
+    let certificate = parse(der)?;
+    Ok(subject_key_of(&certificate))
+}
+
+/// Whose key signed a certificate, as it says itself: the authority key identifier in lower-case hex. Of a leaf it says which issuing CA it
+/// comes from.
+pub fn issuer_key(der: &CertificateDer<'_>) -> Result<Option<String>, LeafError> {
+    let certificate = parse(der)?;
+    Ok(issuer_key_of(&certificate))
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "one of x509-parser's many extensions")]
+pub(crate) fn subject_key_of(certificate: &X509Certificate<'_>) -> Option<String> {
+    certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(key) => Some(hex(key.0)),
+        _ => None,
+    })
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "one of x509-parser's many extensions")]
+pub(crate) fn issuer_key_of(certificate: &X509Certificate<'_>) -> Option<String> {
+    certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(key) => key.key_identifier.as_ref().map(|key| hex(key.0)),
+        _ => None,
     })
 }
 

@@ -10,7 +10,10 @@
 //! - [`request`]: a new key and the request for a certificate of it.
 //! - [`device_key`]: the key that a device keeps for life.
 //! - [`stranger`]: TLS for someone who has no certificate yet.
-//! - [`issued`]: which device was issued to whom.
+//! - [`issued`], [`ledger`]: which device was issued to whom; which certificates were issued, who was revoked.
+//! - [`members`]: who holds which certificate and which roots, as the hub reports it.
+//! - [`rotation`]: the steps from an old issuing CA or root to a new one.
+//! - [`doctor`]: what breaks next and when.
 //! - [`description`]: a certificate in plain words.
 //! - [`files`]: reading with clear errors, writing whole or not at all.
 //!
@@ -22,27 +25,33 @@ pub mod ca;
 pub mod chain;
 pub mod description;
 pub mod device_key;
+pub mod doctor;
 pub mod files;
 pub mod identity;
 pub mod issued;
 pub mod issuer;
 pub mod keys;
 pub mod leaf;
+pub mod ledger;
+mod lines;
 pub mod material;
+pub mod members;
 pub mod request;
+pub mod rotation;
 pub mod stranger;
 pub mod tls;
 pub mod web;
 
-pub use ca::{Ca, CaError, IssuedAgent};
+pub use ca::{Ca, CaError, IssuedAgent, Moved, Stamp};
 pub use chain::ChainError;
 pub use device_key::DeviceKey;
 pub use identity::{Identity, IdentityError, Name, Role};
 pub use issued::Issued;
-pub use issuer::{AltName, Chain, Issuer, IssuerError, LeafParams, Root, Signed, Usage};
+pub use issuer::{AltName, Chain, Issuer, IssuerError, LeafParams, RevokedSerial, Root, Signed, Usage};
 pub use keys::{Keys, Reloaded, SystemTime};
 pub use leaf::{Expect, Leaf, LeafError, check_leaf, read_leaf};
 pub use material::KeysError;
+pub use members::{Holder, Member, Report};
 pub use request::{KeyRequest, Requested};
 pub use stranger::{Fingerprint, Trusted, check_door, door_config, stranger_config};
 pub use tls::{DIALLED_NAME, TlsError, check_dialled, check_peer, client_config, leaf_error, server_config};

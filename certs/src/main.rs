@@ -1,5 +1,5 @@
-//! Blocking: the program `muster-certs`: makes the CA of a mesh, issues certificates, shows and
-//! verifies them.
+//! Blocking: the program `muster-certs`: makes the CA of a mesh, issues, renews, rotates and revokes certificates, shows and verifies them, and
+//! says what breaks next.
 
 use std::process::ExitCode;
 
@@ -8,5 +8,7 @@ use clap::Parser;
 mod cli;
 
 fn main() -> ExitCode {
-    cli::finish(cli::run(&cli::Cli::parse(), &mut std::io::stdout(), &mut std::io::stderr()))
+    let cli = cli::Cli::parse();
+    let result = cli::run(&cli, &mut std::io::stdout(), &mut std::io::stderr());
+    cli::finish(&cli, result)
 }

@@ -12,7 +12,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
-use crate::chain::{ChainError, check_chain};
+use crate::chain::{ChainError, check_chain, path};
 use crate::files::FileError;
 use crate::identity::{Identity, Role};
 use crate::leaf::{self, Leaf, LeafError};
@@ -123,7 +123,7 @@ impl Material {
         if leaf.identity.role() != role {
             return Err(KeysError::Leaf(LeafError::OtherRole { found: Box::new(leaf.identity), wanted: vec![role] }));
         }
-        let window = Window::of(&leaf, between).map_err(KeysError::Leaf)?;
+        let window = Window::of(&leaf, &path(end, between, &root_ders)).map_err(KeysError::Leaf)?;
         check_chain(end, between, &roots, role, window.nearest(now_ms)).map_err(KeysError::Chain)?;
 
         let certified = certified(chain, key)?;
@@ -167,7 +167,7 @@ impl fmt::Debug for Material {
     }
 }
 
-/// When the whole chain (without the root, whose dates nobody checks) is valid.
+/// When the chain up to the root (without it: its dates nobody checks) is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
     pub(crate) start_ms: i64,
@@ -176,7 +176,7 @@ pub(crate) struct Window {
 
 impl Window {
     /// The overlap of the leaf and those between it and the root.
-    pub(crate) fn of(leaf: &Leaf, between: &[CertificateDer<'_>]) -> Result<Self, LeafError> {
+    pub(crate) fn of(leaf: &Leaf, between: &[&CertificateDer<'_>]) -> Result<Self, LeafError> {
         let mut window = Window { start_ms: leaf.not_before_ms, end_ms: leaf.not_after_ms };
         for der in between {
             let certificate = leaf::parse(der)?;

@@ -59,6 +59,17 @@ pub struct Trusted {
     pub domain: String,
     /// Roots, any of which may stand behind who answers.
     pub roots: Vec<Fingerprint>,
+    /// Those of them that it holds. After a rotation of the root no door shows the old one any more; whoever holds it checks by the cross
+    /// certificate.
+    pub held: Vec<CertificateDer<'static>>,
+}
+
+impl Trusted {
+    /// What somebody knows who holds the text of a `roots.pem`.
+    pub fn of_roots(domain: &str, pem: &str) -> Result<Trusted, KeysError> {
+        let held = root_ders(pem)?;
+        Ok(Trusted { domain: domain.to_owned(), roots: held.iter().map(Fingerprint::of).collect(), held })
+    }
 }
 
 /// For a listener whose clients have no certificate. Takes up every later [`Keys::replace`] by itself.
@@ -123,10 +134,11 @@ struct DoorCheck {
 }
 
 impl DoorCheck {
-    /// The shown certificates that the token names. Whether they are roots is the chain's matter: only a CA can stand behind another.
+    /// The shown certificates that the token names, and the roots that are held. Whether they are roots is the chain's matter: only a CA can stand behind another.
     fn anchors(&self, shown: &[CertificateDer<'_>]) -> Result<RootCertStore, Error> {
         let mut anchors = RootCertStore::empty();
-        for der in shown.iter().filter(|der| self.trusted.roots.contains(&Fingerprint::of(der))) {
+        let known = shown.iter().filter(|der| self.trusted.roots.contains(&Fingerprint::of(der)));
+        for der in known.chain(&self.trusted.held) {
             anchors.add(der.clone().into_owned())?;
         }
         if anchors.is_empty() { Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)) } else { Ok(anchors) }

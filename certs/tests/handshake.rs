@@ -3,19 +3,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use muster_certs::tls::provider;
 use muster_certs::*;
 use rustls::client::Resumption;
-use rustls::time_provider::TimeProvider;
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, ClientConnection, Error, HandshakeKind, ProtocolVersion, ServerConfig,
-    ServerConnection,
-};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+
+use wire::{Clock, Failed, Met, meet, meet_shared};
+
+mod wire;
 
 const DOMAIN: &str = "test.internal";
 const NOW_MS: i64 = 1_800_000_000_000;
@@ -49,7 +47,7 @@ fn a_stranger_believes_a_door_by_its_roots_fingerprint_alone() {
         let client = stranger_config(trusted, &name(expected), relay.time().clone(), ALPN).unwrap();
         meet(client, door_config(&relay, ALPN).unwrap())
     };
-    let trusted = Trusted { domain: DOMAIN.to_owned(), roots: Fingerprint::of_roots(&relay.roots_pem()).unwrap() };
+    let trusted = Trusted { domain: DOMAIN.to_owned(), roots: Fingerprint::of_roots(&relay.roots_pem()).unwrap(), held: Vec::new() };
     let met = knock(&trusted, "site/oslo/relay/oslo-1").unwrap();
     assert_eq!(met.server.peer_certificates(), None);
     let seen = check_door(met.client.peer_certificates().unwrap(), &trusted, &name("site/oslo/relay/oslo-1")).unwrap();
@@ -570,98 +568,6 @@ fn key_of(signed: &Signed) -> PrivateKeyDer<'static> {
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
-}
-
-#[derive(Clone, Debug)]
-struct Clock(Arc<AtomicU64>);
-
-impl Clock {
-    fn at(ms: i64) -> Clock {
-        Clock(Arc::new(AtomicU64::new(ms.unsigned_abs())))
-    }
-
-    fn set(&self, ms: i64) {
-        self.0.store(ms.unsigned_abs(), Ordering::Relaxed);
-    }
-
-    fn now_ms(&self) -> i64 {
-        i64::try_from(self.0.load(Ordering::Relaxed)).unwrap()
-    }
-
-    fn provider(&self) -> Arc<dyn TimeProvider> {
-        Arc::new(self.clone())
-    }
-}
-
-impl TimeProvider for Clock {
-    fn current_time(&self) -> Option<UnixTime> {
-        let ms = self.0.load(Ordering::Relaxed);
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(ms)))
-    }
-}
-
-#[derive(Debug)]
-struct Met {
-    client: ClientConnection,
-    server: ServerConnection,
-}
-
-/// Who refused, and why.
-#[derive(Debug)]
-enum Failed {
-    Client(Error),
-    Server(Error),
-}
-
-fn meet(client: ClientConfig, server: ServerConfig) -> Result<Met, Failed> {
-    meet_shared(Arc::new(client), Arc::new(server))
-}
-
-fn meet_shared(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Result<Met, Failed> {
-    let mut met = Met {
-        client: ClientConnection::new(client, DIALLED_NAME.try_into().unwrap()).unwrap(),
-        server: ServerConnection::new(server).unwrap(),
-    };
-    // The client believes itself connected before the server has looked at it, so a few rounds
-    // more than the handshake needs.
-    for _ in 0..6 {
-        met.carry()?;
-    }
-    assert!(!met.client.is_handshaking() && !met.server.is_handshaking());
-    Ok(met)
-}
-
-impl Met {
-    fn carry(&mut self) -> Result<(), Failed> {
-        let mut bytes = Vec::new();
-        while self.client.wants_write() {
-            self.client.write_tls(&mut bytes).unwrap();
-        }
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            self.server.read_tls(&mut rest).unwrap();
-            self.server.process_new_packets().map_err(Failed::Server)?;
-        }
-        let mut bytes = Vec::new();
-        while self.server.wants_write() {
-            self.server.write_tls(&mut bytes).unwrap();
-        }
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            self.client.read_tls(&mut rest).unwrap();
-            self.client.process_new_packets().map_err(Failed::Client)?;
-        }
-        Ok(())
-    }
-
-    fn say(&mut self, text: &[u8]) {
-        use std::io::{Read, Write};
-        self.client.writer().write_all(text).unwrap();
-        self.carry().unwrap();
-        let mut heard = vec![0; text.len()];
-        self.server.reader().read_exact(&mut heard).unwrap();
-        assert_eq!(heard, text);
-    }
 }
 
 fn refused(result: Result<Met, Failed>) -> Error {

@@ -71,7 +71,7 @@ pub enum TokenError {
 impl JoinToken {
     /// What its bearer knows of the mesh.
     pub fn trusted(&self) -> Trusted {
-        Trusted { domain: self.domain.clone(), roots: self.roots.iter().copied().map(Fingerprint).collect() }
+        Trusted { domain: self.domain.clone(), roots: self.roots.iter().copied().map(Fingerprint).collect(), held: Vec::new() }
     }
 
     pub fn seal(&self) -> SealTo {

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use muster_certs::{Fingerprint, Keys, Role, SystemTime, Trusted};
+use muster_certs::{Keys, Role, SystemTime, Trusted};
 use muster_mesh::{
     asking::{Asking, Way},
     clock::Clock,
@@ -63,8 +63,7 @@ impl Way for ToTheHub {
             return Way::ask(&self.line, ask).await;
         }
         let member = self.home.member().map_err(|error| error.to_string())?.ok_or("this relay was never enrolled")?;
-        let roots = Fingerprint::of_roots(&self.keys.roots_pem()).map_err(|error| error.to_string())?;
-        let trusted = Trusted { domain: self.keys.identity().domain, roots };
+        let trusted = Trusted::of_roots(&self.keys.identity().domain, &self.keys.roots_pem()).map_err(|error| error.to_string())?;
         let mut last = "no hub's door is known".to_owned();
         for dial in member.dial {
             let Ok(name) = dial.name.parse() else { continue };

@@ -591,6 +591,5 @@ fn echoing(keys: &Arc<Keys>) -> (String, JoinHandle<()>) {
 }
 
 fn trusted(keys: &Keys) -> muster_certs::Trusted {
-    let roots = muster_certs::Fingerprint::of_roots(&keys.roots_pem()).unwrap();
-    muster_certs::Trusted { domain: keys.identity().domain, roots }
+    muster_certs::Trusted::of_roots(&keys.identity().domain, &keys.roots_pem()).unwrap()
 }
