@@ -7,6 +7,8 @@
 //! - [`tls`]: rustls configurations, TLS 1.3 only, nothing resumed, nothing early.
 //! - [`issuer`], [`ca`]: making certificates, in memory and in a folder.
 //! - [`request`]: a new key and the request for a certificate of it.
+//! - [`control`]: whose signature counts under what comes down from the hub.
+//! - [`denied`]: whom nobody takes any more.
 //! - [`device_key`]: the key that a device keeps for life.
 //! - [`stranger`]: TLS for someone who has no certificate yet.
 //! - [`issued`]: which device was issued to whom.
@@ -19,6 +21,8 @@
 
 pub mod ca;
 pub mod chain;
+pub mod control;
+pub mod denied;
 pub mod description;
 pub mod device_key;
 pub mod files;
@@ -34,6 +38,8 @@ pub mod tls;
 
 pub use ca::{Ca, CaError, IssuedAgent};
 pub use chain::ChainError;
+pub use control::{ControlError, Controller, When, check_control, issue_control};
+pub use denied::Denied;
 pub use device_key::DeviceKey;
 pub use identity::{Identity, IdentityError, Name, Role};
 pub use issued::Issued;

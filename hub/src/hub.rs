@@ -6,6 +6,7 @@ use muster_mesh::clock::Clock;
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
+    control::Control,
     ingest::{Ingest, pictures::Pictures},
     lockout::Lockout,
     objects::Objects,
@@ -25,6 +26,7 @@ pub struct Hub {
     pub objects: Arc<Objects>,
     pub clock: Arc<dyn Clock>,
     pub policies: Arc<Policies>,
+    pub control: Arc<Control>,
     pub presences: Arc<Mutex<Presences>>,
     pub ingest: Ingest,
     pub tokens: Tokens,
@@ -40,6 +42,7 @@ impl Hub {
         objects: Arc<Objects>,
         clock: Arc<dyn Clock>,
         policies: Arc<Policies>,
+        control: Arc<Control>,
         tokens: Tokens,
         test_mode: bool,
     ) -> Hub {
@@ -49,6 +52,7 @@ impl Hub {
             store: store.clone(),
             clock: clock.clone(),
             policies: policies.clone(),
+            control: control.clone(),
             presences: presences.clone(),
             pictures,
             test_mode,
@@ -58,6 +62,7 @@ impl Hub {
             objects,
             clock,
             policies,
+            control,
             presences,
             ingest,
             tokens,

@@ -11,7 +11,8 @@ use std::{
 use bytes::Bytes;
 use muster_mesh::{
     clock::Clock,
-    ids::{DeviceId, InstanceId, Lane, SpoolId, Version},
+    control_key::SignError,
+    ids::{InstanceId, Lane, Version},
     limits,
     link::hub_ranges::{self, Comparison, SpoolRow},
     message::{Answer, Ask, HubAck, MessageError, PostHead, ReturnReason, Signed, SignedKind, Taken, Verdict, VerdictCounts},
@@ -23,8 +24,9 @@ use self::{
     plan::{Arrival, Keep, Known, Outcome, Picture, Rules, SpoolKey, Whole},
 };
 use crate::{
+    control::Control,
     objects::ObjectError,
-    policy::{InForce, Policies},
+    policy::Policies,
     presence::Presences,
     store::{NewBatch, NewHold, NewLine, NewObject, PostRows, Store, StoreError, Writing},
 };
@@ -42,6 +44,7 @@ pub struct Ingest {
     pub store: Arc<Store>,
     pub clock: Arc<dyn Clock>,
     pub policies: Arc<Policies>,
+    pub control: Arc<Control>,
     pub presences: Arc<Mutex<Presences>>,
     pub pictures: Pictures,
     pub test_mode: bool,
@@ -66,6 +69,8 @@ pub enum IngestError {
     /// Pictures only: the same again, a little later.
     #[error(transparent)]
     Objects(#[from] ObjectError),
+    #[error("the answer can't be signed: {0}")]
+    Sign(#[from] SignError),
     #[error("the POST was given up inside the hub")]
     Stopped,
 }
@@ -99,6 +104,7 @@ impl Ingest {
         let Post { head, mut arrivals, begun } = post;
         let now_ms = self.clock.now().wall_ms;
         self.policies.told(&head.versions, now_ms).await?;
+        self.control.held(relay, &head.versions, now_ms, head.relay_ms).await?;
         let answer = match head.lane {
             _ if arrivals.is_empty() => self.compare_only(relay, &head, false).await?,
             Lane::Telemetry => self.commit(relay, &head, &arrivals, now_ms).await?,
@@ -254,7 +260,7 @@ impl Ingest {
     }
 
     async fn taken(&self, head: &PostHead, arrivals: &[Arrival], settled: Settled) -> Result<Taken, IngestError> {
-        let in_force = self.policies.current();
+        let papers = self.policies.current().papers();
         let mut counts = VerdictCounts::default();
         settled.outcomes.iter().for_each(|outcome| counts.add(outcome.verdict));
         let returned = settled.outcomes.iter().enumerate().filter_map(|(i, outcome)| match outcome.keep {
@@ -266,21 +272,15 @@ impl Ingest {
             number,
             counts,
             returned: returned.collect::<Vec<(u32, ReturnReason)>>(),
-            acks: self.acks(head, arrivals, &settled, &in_force).await?,
+            acks: self.acks(head, arrivals, &settled).await?,
             backed_up: [None, None],
-            versions: in_force.versions(),
-            signed: in_force.newer_than(&head.versions)?,
+            versions: self.control.versions(&papers),
+            signed: self.control.newer_than(&head.versions, &papers)?,
         })
     }
 
     /// Acks for the spools of this POST and for those that are asked for.
-    async fn acks(
-        &self,
-        head: &PostHead,
-        arrivals: &[Arrival],
-        settled: &Settled,
-        in_force: &InForce,
-    ) -> Result<Vec<Vec<u8>>, IngestError> {
+    async fn acks(&self, head: &PostHead, arrivals: &[Arrival], settled: &Settled) -> Result<Vec<Vec<u8>>, IngestError> {
         let mut from: BTreeMap<SpoolKey, u64> = BTreeMap::new();
         for whole in arrivals.iter().filter_map(Arrival::whole) {
             let seq = whole.envelope.header().seq;
@@ -292,9 +292,13 @@ impl Ingest {
         let known = self.store.spool_rows(&asked).await?;
         let ack = |(key, from): (SpoolKey, u64)| {
             let row = settled.spools.get(&key).or_else(|| known.get(&key));
-            signed_ack(key, row.map_or_else(HubAck::default, |row| row.ack(from)), in_force.epoch)
+            (key, row.map_or_else(HubAck::default, |row| row.ack(from)))
         };
-        Ok(from.into_iter().map(ack).collect::<Result<_, _>>()?)
+        let acks: Vec<(SpoolKey, HubAck)> = from.into_iter().map(ack).collect();
+        let (control, epoch) = (self.control.clone(), self.policies.current().epoch);
+        // Thousands of signatures are work for a thread of its own.
+        let signing = move || acks.into_iter().map(|(key, ack)| signed_ack(&control, key, ack, epoch)).collect();
+        tokio::task::spawn_blocking(signing).await.map_err(|_| IngestError::Stopped)?
     }
 }
 
@@ -412,11 +416,11 @@ fn object_of(whole: &Whole, now_boot_ms: u64) -> Result<Option<&NewObject>, Stor
     }
 }
 
-fn signed_ack((device, spool): (DeviceId, SpoolId), ack: HubAck, epoch: u32) -> Result<Vec<u8>, MessageError> {
+fn signed_ack(control: &Control, (device, spool): SpoolKey, ack: HubAck, epoch: u32) -> Result<Vec<u8>, IngestError> {
     let mut signed = Signed::new(SignedKind::Ack, Version { epoch, n: 0 }, ack.bytes()?);
     signed.device = Some(device);
     signed.spool = Some(spool);
-    signed.bytes()
+    Ok(control.sign(&signed)?)
 }
 
 fn count(lane: Lane, outcomes: &[Outcome]) {

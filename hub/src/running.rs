@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api,
     config::Config,
+    control::{Control, Own},
     hub::Hub,
     issued::Listed,
     objects::Objects,
@@ -66,8 +67,6 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     }
     let listed = Listed::open(store.clone(), config.issued.clone()).await?;
     let tokens = Tokens::open(&state.join(TOKEN_KEY))?;
-    let hub = Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), tokens, config.test_mode);
-
     let mesh = serve::bind(config.mesh.listen, "mesh.listen").await?;
     let web = serve::bind(config.web.listen, "web.listen").await?;
     let (mesh_address, web_address) = (mesh.local_addr()?, web.local_addr()?);
@@ -87,6 +86,9 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         }
         None => None,
     };
+    let own = Own::find(&config, &keys, signer.as_ref(), &store, now_ms).await?;
+    let control = Arc::new(Control::open(store.clone(), keys.clone(), own, restored, now_ms).await?);
+    let hub = Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), control, tokens, config.test_mode);
     let hub = Arc::new(hub.signing(signer));
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(true));
@@ -162,6 +164,10 @@ fn spawn_looking(hub: Arc<Hub>, mut listed: Listed, ready: Arc<AtomicBool>, stop
             if let Err(error) = hub.policies.look(hub.now_ms()).await {
                 tracing::warn!(%error, "a changed policy isn't kept yet");
             }
+            if let Err(error) = hub.control.look(hub.now_ms()).await {
+                tracing::warn!(%error, "what this hub signs can't be looked after now; what it signed before holds");
+            }
+            hub.control.measure(hub.now_ms());
             if let Err(error) = listed.look().await {
                 tracing::warn!(%error, "the list of devices isn't kept yet");
             }

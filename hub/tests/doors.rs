@@ -12,7 +12,7 @@ use muster_hub::{
         self,
         routes::{Access, Entry, Looks, Method, ROUTES},
     },
-    config::{Config, Mesh, StatusAt, StoreAt, Web},
+    config::{Config, ControlFiles, Mesh, StatusAt, StoreAt, Web},
     password,
     running::{self, Running},
     serve,
@@ -44,6 +44,7 @@ impl House {
         let ca = Ca::init(&folder.path().join("ca"), "muster.test").unwrap();
         let at = |name: &str| folder.path().join(name);
         write_keys(&at("hub"), &ca.issue_hub("hub-1").unwrap());
+        write_keys(&at("control"), &ca.issue_control(1).unwrap());
         std::fs::write(at("policy.toml"), include_str!("policy.toml")).unwrap();
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let config = Config {
@@ -54,6 +55,7 @@ impl House {
             mesh: Mesh { listen: anywhere, certificate: at("hub.pem"), key: at("hub.key"), roots: ca.roots_path(), address: None },
             door: None,
             signer: None,
+            control: Some(ControlFiles { certificate: at("control.pem"), key: at("control.key") }),
             web: Web { listen: anywhere },
             store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
             status: StatusAt { listen: anywhere },
@@ -113,7 +115,7 @@ async fn a_relays_post_travels_over_mutual_tls_into_rows_that_the_api_proves() {
     assert_eq!(answer.version(), reqwest::Version::HTTP_2);
     assert_eq!((answer.status(), answer.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, SYNC_CONTENT_TYPE));
     let Answer::Taken(taken) = Answer::read(&answer.bytes().await.unwrap()).unwrap() else { panic!() };
-    assert_eq!((taken.counts.stored, taken.signed.len()), (1, 2));
+    assert_eq!((taken.counts.stored, taken.signed.len()), (1, 3));
 
     let token = house.token().await;
     let client = reqwest::Client::new();

@@ -14,6 +14,7 @@ use muster_mesh::{
     ids::Lane,
     limits,
     message::{Answer, CloseCode, PostHead, SYNC_CONTENT_TYPE, SYNC_PROTOCOL, Snapshot, Taken},
+    papers::Papers,
 };
 use reqwest::{
     StatusCode,
@@ -67,6 +68,8 @@ pub struct HubSync {
     pub agents: Arc<Agents>,
     pub lanes: [LaneInbox; 2],
     pub clock: Arc<dyn Clock>,
+    /// What the hub signed.
+    pub papers: Arc<Papers>,
     /// While there is something to sync.
     pub interval: Duration,
     /// While the hub doesn't answer, the first retry comes within this: usually [`FIRST_RETRY`].
@@ -219,8 +222,9 @@ impl LaneSync {
         for lane in &sync.lanes {
             lane.backed_up(taken.backed_up[lane.lane().index()])?;
         }
+        // An ack may be signed with a key that only the newest bundle names.
+        self.signed(taken.signed);
         sync.agents.acks(taken.acks);
-        sync.agents.signed(taken.signed);
         if let Some(snapshot) = &prepared.snapshot {
             sync.agents.snapshot_taken(snapshot);
             self.presence_at = Instant::now() + limits::PRESENCE_EVERY.saturating_sub(sync.interval.min(limits::PRESENCE_EVERY / 2));
@@ -228,6 +232,26 @@ impl LaneSync {
         self.bytes_max = limits::POST_BYTES_MAX.min(self.bytes_max * 2);
         let worth = prepared.envelopes >= WORTH_ENVELOPES || prepared.bytes >= WORTH_BYTES;
         Ok(if worth && prepared.waiting > 0 { Duration::ZERO } else { sync.interval })
+    }
+
+    /// What the hub signed is believed here before it is obeyed, kept, and passed on.
+    fn signed(&self, signed: Vec<Vec<u8>>) {
+        let sync = &self.sync;
+        let mut believed = Vec::new();
+        for bytes in signed {
+            let bytes = Bytes::from(bytes);
+            match sync.papers.take(&bytes, sync.clock.now().wall_ms) {
+                Ok(paper) => {
+                    sync.papers.keep(&paper.signed, &bytes);
+                    believed.push(bytes);
+                }
+                Err(error) => {
+                    metrics::counter!("muster_relay_unproven_total", "why" => error.name()).increment(1);
+                    tracing::warn!(%error, "the hub's answer holds something that isn't the hub's word: it is neither obeyed nor passed on");
+                }
+            }
+        }
+        sync.agents.signed(believed);
     }
 
     fn unanswered(&mut self, error: PostError, prepared: &Prepared) -> Result<Duration, Closed> {

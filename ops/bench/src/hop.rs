@@ -14,6 +14,7 @@ use muster_mesh::{
     ids::{BootId, DeviceId, InstanceId, Lane, SpoolId},
     link::relay_sync::Rules,
     message::{Down, Hello, Up},
+    papers::Papers,
     queue::{directory::Directory, segment::Segments},
     quic::{Client, Connection, ControlReceiver, ControlSender, Server},
 };
@@ -21,7 +22,9 @@ use muster_relay::{
     accept::{self, Branch},
     agents::Agents,
     buffer::{Buffer, Size},
+    door::Carrier,
     run::CACHE_BYTES,
+    sync::{HubAddress, Line},
     writer::{LaneInbox, Writer},
 };
 use tokio::{
@@ -128,7 +131,8 @@ impl Load {
             Ok(Keys::from_pem(&signed.pem, &signed.key_pem, root.pem(), role, Arc::new(SystemTime))?)
         };
         let relay_name = Name::Relay { site: "oslo".into(), id: "oslo-1".into() };
-        let server = Server::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &keys(relay_name.clone(), Role::Relay)?)?;
+        let relay_keys = keys(relay_name.clone(), Role::Relay)?;
+        let server = Server::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &relay_keys)?;
         let address = server.address().to_string();
         let agents = Arc::new(Agents::new(1));
         let size = Size { bytes_max: u64::MAX, segment_bytes: muster_mesh::limits::RELAY_SEGMENT_BYTES as u64 };
@@ -139,7 +143,17 @@ impl Load {
         };
         let (telemetry, pictures) = (lane(Lane::Telemetry)?, lane(Lane::Pictures)?);
         let lanes: [LaneInbox; 2] = [telemetry.0, pictures.0];
-        let branch = Branch { site: "oslo".into(), guests: Vec::new(), agents: agents.clone(), lanes: lanes.clone(), clock: clock.clone() };
+        // Nobody is asked in a benchmark: its hub is an address where nobody listens.
+        let nobody = HubAddress { address: "127.0.0.1:9".to_owned(), name: Name::Hub { id: "hub-1".into() } };
+        let branch = Branch {
+            site: "oslo".into(),
+            guests: Vec::new(),
+            agents: agents.clone(),
+            lanes: lanes.clone(),
+            clock: clock.clone(),
+            carrier: Arc::new(Carrier::new(Arc::new(Line::new(&relay_keys, &nobody)?))),
+            papers: Arc::new(Papers::in_memory(relay_keys)),
+        };
         let stop = CancellationToken::new();
         let door = tokio::spawn(accept::serve(server, Arc::new(branch), stop.clone()));
 

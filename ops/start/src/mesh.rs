@@ -4,7 +4,7 @@
 //! <folder>/ca/                 a throw-away CA
 //! <folder>/policy.toml         what the hub reads; may be changed while it runs
 //! <folder>/engines.toml        where the hub keeps rows and pictures, if not below its folder
-//! <folder>/hub/                hub.toml, certificate.pem, key.pem, muster.db, objects/, state/, log
+//! <folder>/hub/                hub.toml, certificate.pem, key.pem, control.pem, control.key, muster.db, objects/, state/, log
 //! <folder>/relays/<site>/      relay.toml, certificate.pem, key.pem, state/, log
 //! <folder>/agents/<person>/    agent.toml, certificate.pem, key.pem, state/, log
 //! ```
@@ -140,6 +140,7 @@ impl Mesh {
     async fn start_hub_with(&mut self, arguments: &[&str]) -> anyhow::Result<()> {
         let place = self.place(&Node::Hub)?;
         self.certify(&Node::Hub, |ca| ca.issue_hub("hub-1"))?;
+        self.give_control()?;
         self.configure(&Node::Hub, &self.hub_toml(place))?;
         if self.setup.engines.wants_migrate() {
             self.migrate()?;
@@ -317,6 +318,18 @@ impl Mesh {
         Ok(())
     }
 
+    /// What the hub signs with, once: a year is longer than a throw-away mesh lives.
+    fn give_control(&self) -> anyhow::Result<()> {
+        let folder = self.folder_of(&Node::Hub);
+        let (certificate, key) = (folder.join("control.pem"), folder.join("control.key"));
+        if !certificate.exists() {
+            let signed = self.ca.issue_control(1)?;
+            files::write_secret(&key, signed.key_pem.as_bytes())?;
+            files::write_public(&certificate, signed.pem.as_bytes())?;
+        }
+        Ok(())
+    }
+
     /// For its owner only: the hub's names its store, maybe with a password.
     fn configure(&self, node: &Node, text: &str) -> anyhow::Result<()> {
         Ok(files::write_secret(&self.config(node), text.as_bytes())?)
@@ -395,6 +408,7 @@ impl Mesh {
         format!(
             "state = {state}\npolicy = {policy}\nissued = {issued}\ntest_mode = {test_mode}\n\n\
              [mesh]\nlisten = \"{mesh}\"\n{keys}\n[web]\nlisten = \"{web}\"\n\n\
+             [control]\ncertificate = {control}\nkey = {control_key}\n\n\
              [store]\nurl = {url}\nobjects = {objects}\n\n[status]\nlisten = \"{health}\"\n",
             state = quoted(&self.state(&Node::Hub)),
             policy = quoted(&self.folder.join("policy.toml")),
@@ -403,6 +417,8 @@ impl Mesh {
             mesh = place.mesh,
             keys = self.keys_toml(&folder),
             web = place.web,
+            control = quoted(&folder.join("control.pem")),
+            control_key = quoted(&folder.join("control.key")),
             url = toml::Value::String(self.setup.engines.store_url(&self.folder)),
             objects = toml::Value::String(self.setup.engines.objects(&self.folder)),
             health = place.health,

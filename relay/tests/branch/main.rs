@@ -11,7 +11,8 @@ use muster_mesh::{
     ids::{BootId, DeviceId, InstanceId, Lane, SpoolId, Version},
     limits,
     link::relay_sync::Rules,
-    message::{Ack, Answer, CloseCode, Down, Hello, HubAck, LaneState, Returned, Signed, StateNow, Up, Welcome},
+    message::{Ack, Answer, CloseCode, Down, Hello, HubAck, LaneState, Returned, Signed, SignedKind, StateNow, Up, Welcome},
+    papers::Papers,
     queue::Position,
     quic::{Client, Connection, ControlReceiver, ControlSender, Ended, Server},
     record::State,
@@ -31,7 +32,7 @@ mod disk;
 mod hub;
 
 use disk::Disk;
-use hub::{Hub, Reply};
+use hub::{Hub, Reply, Signing};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -287,10 +288,11 @@ async fn presence_and_asks_ride_with_telemetry() {
 #[tokio::test]
 async fn a_policy_reaches_agents_that_hold_an_older_one() {
     let office = Office::new().await;
-    let policy = Signed::new(muster_mesh::message::SignedKind::Policy, Version { epoch: 1, n: 4 }, b"{}".to_vec());
+    let policy = Signed::new(SignedKind::Policy, Version { epoch: 1, n: 4 }, b"{}".to_vec());
     office.hub.kept.lock().unwrap().signed.push(policy.clone());
     let mut agent = office.agent(7).await;
-    assert_eq!(agent.signed().await, policy);
+    let came = agent.signed(SignedKind::Policy).await;
+    assert_eq!((came.version, &came.body), (policy.version, &policy.body));
 }
 
 // --- the office ---
@@ -320,6 +322,7 @@ struct Office {
     ca: Ca,
     hub: Hub,
     disk: Disk,
+    papers: Arc<Papers>,
     agents: Arc<Agents>,
     lanes: [LaneInbox; 2],
     address: String,
@@ -333,10 +336,11 @@ impl Office {
 
     async fn with(size: Size) -> Office {
         let ca = Ca::new();
-        let hub = Hub::start(&ca.keys(hub_name())).await;
+        let hub = Hub::start(&ca.keys(hub_name()), Signing::new(&ca.root, &ca.issuer)).await;
         let keys = ca.keys(relay_name());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let agents = Arc::new(Agents::new(1));
+        let papers = Arc::new(Papers::in_memory(keys.clone()));
         let disk = Disk::default();
         let telemetry = disk.clone();
         let mut born = 0;
@@ -360,14 +364,16 @@ impl Office {
             lanes: lanes.clone(),
             clock: clock.clone(),
             carrier: Arc::new(Carrier::new(line.clone())),
+            papers: papers.clone(),
         };
         tokio::spawn(accept::serve(server, Arc::new(branch), stop.clone()));
         let [interval, first_retry] = [Duration::from_millis(50); 2];
-        let sync = Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, interval, first_retry });
+        let sync =
+            Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, papers: papers.clone(), interval, first_retry });
         for lane in Lane::ALL {
             tokio::spawn(sync.clone().run(lane, stop.clone()));
         }
-        Office { ca, hub, disk, agents, lanes, address, stop }
+        Office { ca, hub, disk, papers, agents, lanes, address, stop }
     }
 
     async fn dial(&self, keys: &Arc<Keys>) -> Connection {
@@ -466,10 +472,15 @@ impl Agent {
         }
     }
 
-    async fn signed(&mut self) -> Signed {
+    async fn signed(&mut self, kind: SignedKind) -> Signed {
         loop {
             match self.next().await {
-                Down::Signed(bytes) => return Signed::read(&bytes).unwrap(),
+                Down::Signed(bytes) => {
+                    let signed = Signed::read(&bytes).unwrap();
+                    if signed.kind == kind.as_u8() {
+                        return signed;
+                    }
+                }
                 Down::Returned(Returned { .. }) => panic!("nothing is returned here"),
                 _ => {}
             }
@@ -477,7 +488,7 @@ impl Agent {
     }
 
     async fn hub_ack(&mut self) -> HubAck {
-        HubAck::read(&self.signed().await.body).unwrap()
+        HubAck::read(&self.signed(SignedKind::Ack).await.body).unwrap()
     }
 
     async fn ended(&mut self) -> Option<CloseCode> {
