@@ -36,6 +36,11 @@ impl Denied {
         self.0.contains_key(name)
     }
 
+    /// Each name, and before when its certificates must have been issued to be refused.
+    pub fn iter(&self) -> impl Iterator<Item = (&Name, i64)> {
+        self.0.iter().map(|(name, before_ms)| (name, *before_ms))
+    }
+
     /// How many names.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -11,9 +11,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use muster_certs::{
-    Controller, Denied, KeyRequest, Keys, When, check_control,
+    Controller, Denied, KeyRequest, Keys, Name, When, check_control,
     files::{self, FileError},
-    issuer::leaf_life_ms,
+    issuer::{ISSUING_LIFE_MS, leaf_life_ms},
     material::{root_store, utc_text},
 };
 use muster_mesh::{
@@ -21,14 +21,14 @@ use muster_mesh::{
     control_key::{ControlKey, Controls, SignError, Unproven},
     ids::Version,
     limits,
-    message::{Bundle, ControlChain, DenyList, HeldVersion, MessageError, Signed, SignedKind},
+    message::{Bundle, ControlChain, Denial, DenyList, HeldVersion, MessageError, Signed, SignedKind},
 };
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
     config::{Config, ControlFiles},
     signer::Signer,
-    store::{Store, StoreError, StoredPaper, Writing},
+    store::{ControlRow, Store, StoreError, StoredPaper, Writing},
 };
 
 const KEY: &str = "control.key";
@@ -63,8 +63,8 @@ pub struct Control {
     signed: Mutex<BTreeMap<u8, (Version, Vec<u8>)>>,
     /// Who has said that it holds what, as far as it was noted since the start.
     noted: Mutex<BTreeMap<(String, u8), Version>>,
-    /// One change at a time.
-    changing: AsyncMutex<()>,
+    /// One change at a time; what the newest versions were made of.
+    changing: AsyncMutex<Option<Sources>>,
     denied: watch::Sender<Arc<Denied>>,
 }
 
@@ -76,6 +76,16 @@ struct Newest {
     deny: Option<StoredPaper>,
     /// Who believes this hub's bundle believes this.
     controls: Controls,
+}
+
+/// All that the bundle and the list of the denied are made of.
+#[derive(Debug, PartialEq, Eq)]
+struct Sources {
+    keys: Vec<ControlRow>,
+    denied: Vec<Denial>,
+    roots: Option<String>,
+    bundle: Option<Version>,
+    deny: Option<Version>,
 }
 
 /// Why something isn't signed, or believed.
@@ -115,10 +125,25 @@ impl Control {
 
     /// Looks again: a certificate that is due, another hub's key, somebody who was denied.
     pub async fn look(&self, now_ms: i64) -> anyhow::Result<()> {
-        let _one_change = self.changing.lock().await;
+        let mut made_of = self.changing.lock().await;
         self.renew(now_ms).await?;
-        self.remake(false, now_ms).await?;
+        let sources = self.sources(now_ms).await?;
+        if made_of.as_ref() != Some(&sources) {
+            self.remake(false, now_ms).await?;
+            *made_of = Some(self.sources(now_ms).await?);
+        }
         Ok(())
+    }
+
+    async fn sources(&self, now_ms: i64) -> Result<Sources, StoreError> {
+        let newest = [SignedKind::Bundle, SignedKind::Deny].map(SignedKind::as_u8);
+        Ok(Sources {
+            keys: self.store.control_keys().await?,
+            denied: self.store.denied(now_ms).await?,
+            roots: self.own.renews.as_ref().map(|renews| renews.signer.roots().to_owned()),
+            bundle: self.store.newest_paper(newest[0]).await?.map(|paper| paper.version),
+            deny: self.store.newest_paper(newest[1]).await?.map(|paper| paper.version),
+        })
     }
 
     async fn remake(&self, above: bool, now_ms: i64) -> Result<(), ControlError> {
@@ -303,7 +328,7 @@ impl Newest {
     async fn make(store: &Store, keys: &Keys, own: &Own, leads: Option<&Signer>, above: bool, now_ms: i64) -> Result<Newest, ControlError> {
         let mut writing = store.write().await?;
         let bundle = bundle(&mut writing, keys, leads, above, now_ms).await?;
-        let deny = deny(&mut writing, above, now_ms).await?;
+        let deny = deny_list(&mut writing, above, now_ms).await?;
         writing.commit().await?;
         let own_roots = leads.map_or_else(|| keys.roots_pem(), |signer| signer.roots().to_owned());
         let stranger = Controls::new(&keys.identity().domain, &own_roots);
@@ -349,7 +374,7 @@ async fn bundle(
     }
 }
 
-async fn deny(writing: &mut Writing<'_>, above: bool, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
+async fn deny_list(writing: &mut Writing<'_>, above: bool, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
     let kind = SignedKind::Deny.as_u8();
     let (epoch, newest) = writing.newest_paper(kind).await?;
     let known = newest.as_ref().map(|paper| DenyList::read(&paper.body)).transpose()?;
@@ -360,7 +385,9 @@ async fn deny(writing: &mut Writing<'_>, above: bool, now_ms: i64) -> Result<Opt
     }
     let body = wanted.bytes()?;
     if body.len() > limits::DENY_BYTES_MAX {
-        return Err(MessageError::TooLong(body.len()).into());
+        // Who denies is told so before; only what relays show from before a restore can come to this.
+        tracing::error!(names = wanted.denied.len(), "the list of the denied is too long to be given out: the one before it holds");
+        return Ok(newest);
     }
     let paper = next(writing, kind, epoch, newest, body, now_ms).await?;
     writing.note_denied(&wanted, paper.version).await?;
@@ -461,6 +488,32 @@ fn key_pem(path: &Path) -> anyhow::Result<String> {
 
 fn damaged_key(path: &Path) -> Complaint {
     Complaint::new(format!("{} holds no control key", path.display()), "Restore it, or take the file away: a new one is made")
+}
+
+/// Nobody takes a certificate any more that was issued to this name until now. Running hubs see it within a second.
+pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<(), DenyError> {
+    let name = name.to_string();
+    let mut writing = store.write().await?;
+    // Certificates from files aren't in the database; none of them lives longer than the CA that issued it.
+    let (last_ms, _) = writing.issued_to(&name, now_ms).await?;
+    let until_ms = last_ms.unwrap_or_else(|| now_ms.saturating_add(ISSUING_LIFE_MS)).max(now_ms.saturating_add(1));
+    writing.deny(&Denial { name, issued_before_ms: now_ms, until_ms }, now_ms, why).await?;
+    let list = DenyList { made_ms: now_ms, denied: writing.denied(now_ms).await? };
+    if list.bytes()?.len() > limits::DENY_BYTES_MAX {
+        return Err(DenyError::Full(list.denied.len()));
+    }
+    Ok(writing.commit().await?)
+}
+
+/// Why nobody more is denied.
+#[derive(Debug, thiserror::Error)]
+pub enum DenyError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("{0} names don't fit into one list; rotate the issuing CA, by which all old certificates end at once")]
+    Full(usize),
 }
 
 /// Whether another key has this number.

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use muster_mesh::clock::Clock;
+use muster_mesh::{
+    clock::Clock,
+    message::{HeldVersion, SignedKind},
+};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
-    control::Control,
+    control::{Control, ControlError},
     ingest::{Ingest, pictures::Pictures},
     lockout::Lockout,
     objects::Objects,
@@ -75,6 +78,17 @@ impl Hub {
     /// The same hub, issuing certificates.
     pub fn signing(self, signer: Option<Arc<Signer>>) -> Hub {
         Hub { signer, ..self }
+    }
+
+    /// A relay shows what a hub of this mesh has signed: this hub takes over what it lacks, and says it under a version above.
+    pub async fn shown(&self, bytes: &[u8]) -> Result<(), ControlError> {
+        let signed = self.control.shown(bytes, self.now_ms()).await?;
+        let held = HeldVersion { kind: signed.kind, version: signed.version };
+        let is_policys = [SignedKind::Policy, SignedKind::Notice].map(SignedKind::as_u8).contains(&signed.kind);
+        if is_policys && signed.device.is_none() {
+            self.policies.told(&[held], self.now_ms()).await?;
+        }
+        Ok(())
     }
 
     /// Milliseconds UTC.

@@ -9,10 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use muster_certs::Name;
 use muster_mesh::{
     clock::Clock,
     control_key::SignError,
-    ids::{InstanceId, Lane, Version},
+    ids::{DeviceId, InstanceId, Lane, Version},
     limits,
     link::hub_ranges::{self, Comparison, SpoolRow},
     message::{Answer, Ask, HubAck, MessageError, PostHead, ReturnReason, Signed, SignedKind, Taken, Verdict, VerdictCounts},
@@ -103,12 +104,17 @@ impl Ingest {
     pub async fn take(&self, relay: &str, post: Post) -> Result<Answer, IngestError> {
         let Post { head, mut arrivals, begun } = post;
         let now_ms = self.clock.now().wall_ms;
-        self.policies.told(&head.versions, now_ms).await?;
         self.control.held(relay, &head.versions, now_ms, head.relay_ms).await?;
         let answer = match head.lane {
             _ if arrivals.is_empty() => self.compare_only(relay, &head, false).await?,
-            Lane::Telemetry => self.commit(relay, &head, &arrivals, now_ms).await?,
-            Lane::Pictures => self.commit_pictures(relay, &head, &mut arrivals, now_ms).await?,
+            Lane::Telemetry => {
+                let rules = self.rules(relay, &head, &arrivals, now_ms).await?;
+                self.commit(relay, &head, &arrivals, &rules).await?
+            }
+            Lane::Pictures => {
+                let rules = self.rules(relay, &head, &arrivals, now_ms).await?;
+                self.commit_pictures(relay, &head, &mut arrivals, &rules).await?
+            }
         };
         let answer = match answer {
             Ok(settled) => {
@@ -139,7 +145,7 @@ impl Ingest {
         relay: &str,
         head: &PostHead,
         arrivals: &mut [Arrival],
-        now_ms: i64,
+        rules: &Rules,
     ) -> Result<Result<Settled, Answer>, IngestError> {
         if let Err(refused) = self.compare_only(relay, head, true).await? {
             return Ok(Err(refused));
@@ -148,21 +154,27 @@ impl Ingest {
         let asks: Vec<Ask> = keys.into_iter().map(|(device, spool)| Ask { device, spool, from: 1 }).collect();
         let spools = self.store.spool_rows(&asks).await?.into_iter().collect();
         let boots = self.store.boots(&plan::boots(arrivals)).await?;
-        let expected = plan::decide(arrivals, &mut Known { spools, boots }, &self.rules(head, now_ms));
+        let expected = plan::decide(arrivals, &mut Known { spools, boots }, rules);
         self.pictures.claim(&self.store).await??;
         self.pictures.bring(arrivals, &expected).await?;
-        let done = self.commit(relay, head, arrivals, now_ms).await;
+        let done = self.commit(relay, head, arrivals, rules).await;
         if !matches!(done, Ok(Ok(_))) {
             self.pictures.give_back(arrivals);
         }
         Ok(done?)
     }
 
-    async fn commit(&self, relay: &str, head: &PostHead, arrivals: &[Arrival], now_ms: i64) -> Result<Result<Settled, Answer>, StoreError> {
-        match self.commit_together(relay, head, arrivals, now_ms).await {
+    async fn commit(
+        &self,
+        relay: &str,
+        head: &PostHead,
+        arrivals: &[Arrival],
+        rules: &Rules,
+    ) -> Result<Result<Settled, Answer>, StoreError> {
+        match self.commit_together(relay, head, arrivals, rules).await {
             Err(error) if !error.is_passing() => {
                 tracing::warn!(%error, relay, "a POST didn't fit into one transaction; its batches go one by one");
-                self.commit_one_by_one(relay, head, arrivals, now_ms).await
+                self.commit_one_by_one(relay, head, arrivals, rules).await
             }
             done => done,
         }
@@ -173,7 +185,7 @@ impl Ingest {
         relay: &str,
         head: &PostHead,
         arrivals: &[Arrival],
-        now_ms: i64,
+        rules: &Rules,
     ) -> Result<Result<Settled, Answer>, StoreError> {
         let mut writing = self.store.write().await?;
         let relay_id = writing.relay(relay).await?;
@@ -181,7 +193,7 @@ impl Ingest {
         if let Some(refused) = compared(head, true, &numbers) {
             return Ok(Err(refused));
         }
-        let settled = self.apply(&mut writing, relay_id, arrivals, &self.rules(head, now_ms), plan::decide).await?;
+        let settled = self.apply(&mut writing, relay_id, arrivals, rules, plan::decide).await?;
         set_number(&mut writing, relay_id, head).await?;
         writing.commit().await?;
         count(head.lane, &settled.outcomes);
@@ -194,7 +206,7 @@ impl Ingest {
         relay: &str,
         head: &PostHead,
         arrivals: &[Arrival],
-        now_ms: i64,
+        rules: &Rules,
     ) -> Result<Result<Settled, Answer>, StoreError> {
         let mut writing = self.store.write().await?;
         let relay_id = writing.relay(relay).await?;
@@ -203,10 +215,9 @@ impl Ingest {
             return Ok(Err(refused));
         }
         writing.commit().await?;
-        let rules = self.rules(head, now_ms);
         let mut all = Settled { outcomes: Vec::new(), spools: BTreeMap::new() };
         for arrival in arrivals {
-            let settled = self.commit_one(relay_id, std::slice::from_ref(arrival), &rules).await?;
+            let settled = self.commit_one(relay_id, std::slice::from_ref(arrival), rules).await?;
             all.outcomes.extend(settled.outcomes);
             all.spools.extend(settled.spools);
         }
@@ -254,9 +265,29 @@ impl Ingest {
         Ok(Settled { outcomes, spools: known.spools })
     }
 
-    fn rules(&self, head: &PostHead, now_ms: i64) -> Rules {
+    async fn rules(&self, relay: &str, head: &PostHead, arrivals: &[Arrival], now_ms: i64) -> Result<Rules, StoreError> {
         let retention = self.policies.current().retention();
-        Rules { now_ms, relay_ms: head.relay_ms, test_mode: self.test_mode, retention }
+        let denied = self.denied(relay, arrivals).await?;
+        Ok(Rules { now_ms, relay_ms: head.relay_ms, test_mode: self.test_mode, retention, denied })
+    }
+
+    /// Devices of this POST that are denied, and since when, by its own clock, this relay has had the list that says so. What came to it before
+    /// is kept; a relay that never said it has the list brings what came to it at any time, and is shown as behind.
+    async fn denied(&self, relay: &str, arrivals: &[Arrival]) -> Result<BTreeMap<DeviceId, i64>, StoreError> {
+        let all = self.control.denied().borrow().clone();
+        if all.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let brought: HashSet<DeviceId> = arrivals.iter().filter_map(Arrival::whole).map(|whole| whole.envelope.header().device).collect();
+        let named = |name: &Name| name.device().map(DeviceId).filter(|device| brought.contains(device));
+        let mut denied = BTreeMap::new();
+        for (device, name) in all.iter().filter_map(|(name, _)| Some((named(name)?, name))) {
+            let Some(first) = self.store.first_denied(&name.to_string()).await? else { continue };
+            if let Some(since_ms) = self.store.held_since(relay, SignedKind::Deny.as_u8(), first).await? {
+                denied.insert(device, since_ms);
+            }
+        }
+        Ok(denied)
     }
 
     async fn taken(&self, head: &PostHead, arrivals: &[Arrival], settled: Settled) -> Result<Taken, IngestError> {

@@ -104,7 +104,7 @@ impl Policies {
         Ok(())
     }
 
-    /// A relay reports the highest versions that it or its agents hold. Higher ones than our own mean that this hub was rolled back: it takes
+    /// A relay has shown what was signed under these versions. Higher ones than our own mean that this hub was rolled back: it takes
     /// an epoch above all of them before it answers anyone.
     pub async fn told(&self, held: &[HeldVersion], now_ms: i64) -> Result<(), StoreError> {
         if self.current().is_above(held) {

@@ -98,7 +98,7 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         tasks.push(serve::spawn(door, serve::Door::strangers(&keys, clock.clone())?, api::door(&hub), stop.clone()));
     }
     tasks.extend([
-        serve::spawn(mesh, serve::Door::mesh(keys, clock)?, api::mesh(&hub), stop.clone()),
+        serve::spawn(mesh, serve::Door::mesh(keys, clock, hub.control.denied())?, api::mesh(&hub), stop.clone()),
         serve::spawn(web, serve::Door::Web, api::web(&hub), stop.clone()),
         retention::spawn(hub.clone(), stop.clone()),
         strays::spawn(hub.clone(), stop.clone()),

@@ -30,6 +30,11 @@ pub const SYNC_PROTOCOL: u16 = 1;
 /// Content type of a POST and of its answer.
 pub const SYNC_CONTENT_TYPE: &str = "application/vnd.muster.sync";
 
+/// The number in the path of the POST by which a relay shows what the hub signed.
+pub const SIGNED_PROTOCOL: u16 = 1;
+/// Content type of that POST.
+pub const SIGNED_CONTENT_TYPE: &str = "application/vnd.muster.signed";
+
 /// Bytes that are not the message they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
@@ -504,10 +509,12 @@ pub enum Reason {
     StoreError,
     /// Its picture isn't what its record says, or is more than a picture.
     Picture,
+    /// Its device was denied, and its relay had been told when it came there.
+    Denied,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 13] = [
         Reason::None,
         Reason::UnknownVersion,
         Reason::UnknownSeal,
@@ -520,6 +527,7 @@ impl Reason {
         Reason::Bound,
         Reason::StoreError,
         Reason::Picture,
+        Reason::Denied,
     ];
 
     pub fn name(self) -> &'static str {
@@ -536,6 +544,7 @@ impl Reason {
             Reason::Bound => "bound",
             Reason::StoreError => "store_error",
             Reason::Picture => "picture",
+            Reason::Denied => "denied",
         }
     }
 }

@@ -188,6 +188,24 @@ impl Papers {
         self.lock().newest_of(kind)
     }
 
+    /// What the hub that holds these versions doesn't know, or says less of: a hub that was put back from a backup. The bundle comes first, by
+    /// which it believes the others.
+    pub fn unknown_to(&self, hub: &[HeldVersion]) -> Vec<Bytes> {
+        let inner = self.lock();
+        let of_hub = |kind: u8| hub.iter().find(|held| held.kind == kind).map(|held| held.version);
+        let is_unknown = |kept: &Kept| match of_hub(kept.kind) {
+            None => true,
+            // A list that stays here beside the hub's says more than that.
+            Some(held) if kept.kind == SignedKind::Deny.as_u8() => kept.version != held,
+            Some(held) => kept.version > held,
+        };
+        let unknown: Vec<&Kept> = inner.kept.iter().filter(|kept| is_unknown(kept)).collect();
+        let bundle = SignedKind::Bundle.as_u8();
+        let (bundles, others): (Vec<&Kept>, Vec<&Kept>) = inner.kept.iter().partition(|kept| kept.kind == bundle);
+        let others = others.into_iter().filter(|kept| is_unknown(kept));
+        if unknown.is_empty() { Vec::new() } else { bundles.into_iter().chain(others).map(|kept| kept.bytes.clone()).collect() }
+    }
+
     /// Everything that is held, the bundle first.
     pub fn all(&self) -> Vec<Bytes> {
         let inner = self.lock();

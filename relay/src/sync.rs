@@ -13,7 +13,9 @@ use muster_mesh::{
     door::{DOOR_CONTENT_TYPE, DOOR_PROTOCOL},
     ids::Lane,
     limits,
-    message::{Answer, CloseCode, PostHead, SYNC_CONTENT_TYPE, SYNC_PROTOCOL, Snapshot, Taken},
+    message::{
+        Answer, CloseCode, HeldVersion, PostHead, SIGNED_CONTENT_TYPE, SIGNED_PROTOCOL, SYNC_CONTENT_TYPE, SYNC_PROTOCOL, Snapshot, Taken,
+    },
     papers::Papers,
 };
 use reqwest::{
@@ -46,6 +48,8 @@ const WORTH_ENVELOPES: usize = limits::POST_ENVELOPES_MAX / 4;
 const WORTH_BYTES: usize = limits::POST_BYTES_MAX / 4;
 /// After an answer that asks for the same again: a hub that always does isn't asked in a circle.
 const AGAIN: Duration = Duration::from_millis(100);
+/// A hub that doesn't take over what it is shown is shown it again after this.
+const SHOW_EVERY: Duration = Duration::from_secs(15);
 /// Presence of many devices with many tails must leave room for the rest of the head.
 const PRESENCE_BYTES_MAX: usize = 2 << 20;
 /// Asks, versions and queue states: an ask has at most 16 + 16 + 9 bytes.
@@ -80,7 +84,8 @@ impl HubSync {
     /// Syncs one lane until `stop`. A POST in flight is given up: its envelopes go again after the start.
     pub async fn run(self: Arc<Self>, lane: Lane, stop: CancellationToken) {
         let pace = Pace::new(self.first_retry);
-        let mut lane = LaneSync { sync: self, lane, pace, bytes_max: limits::POST_BYTES_MAX, presence_at: Instant::now() };
+        let mut lane =
+            LaneSync { sync: self, lane, pace, bytes_max: limits::POST_BYTES_MAX, presence_at: Instant::now(), show_at: Instant::now() };
         // Closed: the program stops anyway.
         let _ = stop.run_until_cancelled(lane.run()).await;
     }
@@ -95,6 +100,8 @@ struct LaneSync {
     bytes_max: usize,
     /// Telemetry: presence is due then.
     presence_at: Instant,
+    /// What the hub doesn't know is shown from here on.
+    show_at: Instant,
 }
 
 /// A POST that was put together.
@@ -201,7 +208,7 @@ impl LaneSync {
     }
 
     fn taken(&mut self, taken: Taken, prepared: Prepared) -> Result<Duration, Closed> {
-        let sync = &self.sync;
+        let sync = self.sync.clone();
         let counts = taken.counts;
         let named = [
             ("stored", counts.stored),
@@ -224,6 +231,7 @@ impl LaneSync {
         }
         // An ack may be signed with a key that only the newest bundle names.
         self.signed(taken.signed);
+        self.show(&taken.versions);
         sync.agents.acks(taken.acks);
         if let Some(snapshot) = &prepared.snapshot {
             sync.agents.snapshot_taken(snapshot);
@@ -252,6 +260,26 @@ impl LaneSync {
             }
         }
         sync.agents.signed(believed);
+    }
+
+    /// A hub that says less than a hub of this mesh has signed is shown it: one that was put back from a backup lets nobody in again.
+    fn show(&mut self, hub: &[HeldVersion]) {
+        let unknown = self.sync.papers.unknown_to(hub);
+        if unknown.is_empty() || self.lane != Lane::Telemetry || Instant::now() < self.show_at {
+            return;
+        }
+        self.show_at = Instant::now() + SHOW_EVERY;
+        tracing::warn!(count = unknown.len(), "the hub says less than it has signed before: it is shown what lies here");
+        let line = self.sync.line.clone();
+        // Beside the next POST: what is shown is short.
+        tokio::spawn(async move {
+            for bytes in unknown {
+                if let Err(error) = line.show(bytes).await {
+                    tracing::warn!(%error, "the hub doesn't take what it has signed before; it is shown again");
+                    return;
+                }
+            }
+        });
     }
 
     fn unanswered(&mut self, error: PostError, prepared: &Prepared) -> Result<Duration, Closed> {
@@ -319,6 +347,7 @@ pub struct Line {
     client: reqwest::Client,
     url: String,
     door: String,
+    signed: String,
 }
 
 /// A line to the hub's door, for who has no certificate.
@@ -370,12 +399,27 @@ impl Line {
         let client = client(tls, &hub.address).map_err(|error| wrong(error.to_string()))?;
         // The name says nothing: whom it reaches is configured, and who answers is checked in the handshake.
         let url = |path: &str, protocol: u16| format!("https://{DIALLED_NAME}:{port}/{path}/{protocol}");
-        Ok(Line { client, url: url("sync", SYNC_PROTOCOL), door: url("door", DOOR_PROTOCOL) })
+        Ok(Line { client, url: url("sync", SYNC_PROTOCOL), door: url("door", DOOR_PROTOCOL), signed: url("signed", SIGNED_PROTOCOL) })
     }
 
     /// Carries an ask for a certificate, and its answer back.
     pub async fn ask(&self, ask: Bytes) -> Result<Bytes, PostError> {
         ask_at(&self.client, &self.door, ask).await
+    }
+
+    /// Shows the hub what a hub of this mesh has signed.
+    pub async fn show(&self, signed: Bytes) -> Result<(), PostError> {
+        let sent = self.client.post(&self.signed).header(CONTENT_TYPE, SIGNED_CONTENT_TYPE).body(signed).send().await;
+        let response = sent.map_err(unreachable)?;
+        let (status, retry_after) = (response.status(), retry_after(&response));
+        let bytes = whole(response).await?;
+        match status {
+            StatusCode::OK | StatusCode::NO_CONTENT => Ok(()),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Err(PostError::Busy(retry_after)),
+            StatusCode::NOT_FOUND => Err(PostError::Protocol(words(&bytes))),
+            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Err(PostError::Forbidden(words(&bytes))),
+            other => Err(PostError::Nonsense(format!("status {other}: {}", words(&bytes)))),
+        }
     }
 
     /// Sends one POST and reads its answer.

@@ -3,7 +3,7 @@
 use muster_certs::Denied;
 use muster_mesh::{
     control_key::ControlKey,
-    message::{AGENT_PROTOCOL, Down, HubAck, LaneState, Limits, Up, Welcome},
+    message::{AGENT_PROTOCOL, Denial, DenyList, Down, HubAck, LaneState, Limits, Up, Welcome},
     quic::{ControlSender, Server},
 };
 
@@ -92,6 +92,33 @@ async fn a_relay_neither_keeps_nor_passes_on_what_the_hub_didnt_sign() {
     another.stop().await;
     agent.stop().await;
     relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_relay_is_left_and_not_dialled_again() {
+    let town = Town::new().await;
+    let (lost, next) = (town.relay("oslo-1").await, town.relay("oslo-2").await);
+    let agent = town.agent(&[&lost, &next]);
+    agent.observe(2).await;
+    agent.until_all_in(Place::Hub).await;
+    assert_eq!(agent.link().relay, Some(0));
+    let now_ms = SystemClock::new().now().wall_ms;
+    let denial = Denial { name: relay_name("oslo-1").to_string(), issued_before_ms: now_ms + 3_600_000, until_ms: now_ms + 86_400_000 };
+    let list = DenyList { made_ms: now_ms, denied: vec![denial] };
+    let list = Signed::new(SignedKind::Deny, Version { epoch: 1, n: 1 }, list.bytes().unwrap());
+    town.hub.kept.lock().unwrap().signed.push(list);
+    until("the agent is at the other relay", || agent.link().relay == Some(1)).await;
+    agent.observe(2).await;
+    agent.until_all_in(Place::Hub).await;
+    // Also after a start, with the list from its disk.
+    let folder = agent.stop().await;
+    let agent = town.agent_in(folder, vec![lost.at(), next.at()]);
+    agent.observe(1).await;
+    agent.until_all_in(Place::Hub).await;
+    assert_eq!(agent.link().relay, Some(1));
+    agent.stop().await;
+    lost.stop().await;
+    next.stop().await;
 }
 
 pub async fn until(what: &str, holds: impl Fn() -> bool) {

@@ -20,7 +20,7 @@ use muster_mesh::{
 
 use crate::{
     config::Config,
-    running,
+    control, running,
     signer::secret_digest,
     store::{DialRow, Grant, MemberRow, Store, TokenRow},
 };
@@ -105,10 +105,13 @@ pub enum MemberVerb {
         #[arg(long, requires = "person")]
         name: Option<String>,
     },
-    /// No certificate is issued to it any more
+    /// Nobody takes what it says any more, and no certificate is issued to it
     Deny {
-        /// As `list` shows it
+        /// As `list` shows it; also one that was never enrolled, whose certificate came as a file
         member: Name,
+        /// For those who read the list later
+        #[arg(long, default_value = "muster-hub member deny", value_name = "TEXT")]
+        why: String,
     },
 }
 
@@ -226,10 +229,13 @@ pub async fn member(config: &Config, verb: MemberVerb) -> anyhow::Result<()> {
             owner(person.as_deref(), name.as_deref())?;
             approve(&store, &member, person, name).await?;
         }
-        MemberVerb::Deny { member } => {
+        MemberVerb::Deny { member, why } => {
             let now_ms = SystemClock::new().now().wall_ms;
-            change(&store, &member, |row| row.denied_ms = row.denied_ms.or(Some(now_ms))).await?;
-            println!("{member} gets no certificate any more.");
+            control::deny(&store, &member, now_ms, &why).await?;
+            if store.member(&member.to_string()).await?.is_some() {
+                change(&store, &member, |row| row.denied_ms = row.denied_ms.or(Some(now_ms))).await?;
+            }
+            println!("Nobody takes {member} any more: this hub at once, each relay and agent with the hub's next answer.");
         }
     }
     store.close().await;

@@ -11,7 +11,7 @@ use muster_mesh::{
     clock::{Clock, SystemClock},
     control_key::ControlKey,
     ids::{DeviceId, SpoolId, Version},
-    message::{Answer, Bundle, ControlChain, HubAck, PostHead, Posted, Signed, SignedKind, Taken, Verdict},
+    message::{Answer, Bundle, ControlChain, HeldVersion, HubAck, PostHead, Posted, Signed, SignedKind, Taken, Verdict},
     ranges::Ranges,
 };
 use tokio::{
@@ -39,6 +39,8 @@ pub struct Kept {
     pub signed: Vec<Signed>,
     /// What somebody between puts among the acks, and among the rest.
     pub forged: [Vec<Vec<u8>>; 2],
+    /// What relays showed it.
+    pub shown: Vec<Bytes>,
     /// The hub is silent about what it has.
     pub mute: bool,
 }
@@ -87,8 +89,11 @@ impl Hub {
                 tokio::spawn(async move {
                     if let Ok(stream) = tls.accept(stream).await {
                         let mut stream = BufReader::new(stream);
-                        while let Some(body) = request(&mut stream).await {
-                            let reply = answer(&kept, &signing, body);
+                        while let Some((path, body)) = request(&mut stream).await {
+                            let reply = match &*path {
+                                "/signed/1" => shown(&kept, body),
+                                _ => answer(&kept, &signing, body),
+                            };
                             if stream.get_mut().write_all(&reply).await.is_err() {
                                 return;
                             }
@@ -116,14 +121,17 @@ impl Drop for Hub {
     }
 }
 
-async fn request(stream: &mut BufReader<tokio_rustls::server::TlsStream<tokio::net::TcpStream>>) -> Option<Bytes> {
-    let mut length = 0;
+async fn request(stream: &mut BufReader<tokio_rustls::server::TlsStream<tokio::net::TcpStream>>) -> Option<(String, Bytes)> {
+    let (mut path, mut length) = (String::new(), 0);
     loop {
         let mut line = String::new();
         if stream.read_line(&mut line).await.ok()? == 0 {
             return None;
         }
         let line = line.trim().to_lowercase();
+        if let Some(asked) = line.strip_prefix("post ") {
+            path = asked.split(' ').next().unwrap_or_default().to_owned();
+        }
         if let Some(value) = line.strip_prefix("content-length:") {
             length = value.trim().parse().ok()?;
         }
@@ -133,7 +141,12 @@ async fn request(stream: &mut BufReader<tokio_rustls::server::TlsStream<tokio::n
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
-    Some(body.into())
+    Some((path, body.into()))
+}
+
+fn shown(kept: &Mutex<Kept>, body: Bytes) -> Vec<u8> {
+    kept.lock().unwrap().shown.push(body);
+    b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()
 }
 
 fn answer(kept: &Mutex<Kept>, signing: &Signing, body: Bytes) -> Vec<u8> {
@@ -177,6 +190,8 @@ fn take(kept: &mut Kept, signing: &Signing, head: &PostHead, posted: Vec<Posted>
     }
     let [acks, signed] = kept.forged.clone();
     taken.acks.extend(acks);
-    taken.signed = std::iter::once(&signing.bundle).chain(&kept.signed).map(|signed| signing.sign(signed)).chain(signed).collect();
+    let said = || std::iter::once(&signing.bundle).chain(&kept.signed);
+    taken.versions = said().map(|signed| HeldVersion { kind: signed.kind, version: signed.version }).collect();
+    taken.signed = said().map(|signed| signing.sign(signed)).chain(signed).collect();
     taken
 }
