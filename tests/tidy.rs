@@ -149,7 +149,7 @@ const DRIVERS: [(&str, &[&str]); 19] = [
     ("utoipa", &["hub/src/api/", "hub/src/day.rs"]),
     ("rcgen", &["certs/src/"]),
     ("flate2", &["mesh/src/batch.rs"]),
-    // ids.rs has only the derives of the ids that the others write.
+    // ids.rs, door.rs and join.rs have only the derives of what the three others write.
     (
         "bincode",
         &["mesh/src/batch.rs", "mesh/src/message.rs", "mesh/src/record.rs", "mesh/src/ids.rs", "mesh/src/door.rs", "mesh/src/join.rs"],

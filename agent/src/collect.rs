@@ -266,7 +266,8 @@ impl Work {
         self.advance(now, &zone);
         let made = self.day.set_served(Switch::Pictures, self.shots.serves(), now);
         self.put(now, &zone, made, false);
-        if let Some(in_force) = self.standing.in_force() {
+        let was_in_force = self.in_force.borrow().clone();
+        if let Some(in_force) = was_in_force {
             let made = self.day.set_in_force(in_force, now);
             self.put(now, &zone, made, false);
         }

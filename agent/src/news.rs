@@ -1,9 +1,13 @@
 //! Async: what the hub signed and this agent obeys: the newest policy, with the device's erasure version beside it.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use muster_mesh::{
     asking::Membership,
     ids::Version,
     message::{HeldVersion, Signed, SignedKind},
+    papers::Papers,
     policy::Policy,
 };
 use tokio::sync::watch;
@@ -14,6 +18,18 @@ use crate::{collect::day::PolicyInForce, uplink::News};
 /// Hands the policy in force to the collector, which keeps it on the disk.
 pub struct Newest {
     in_force: watch::Sender<Option<PolicyInForce>>,
+    papers: Arc<Papers>,
+}
+
+/// What was in force when the program ended, as far as the hub's signature still stands under it. None: nothing is observed until it comes again.
+pub fn proven(was_in_force: Option<PolicyInForce>, papers: &Papers) -> Option<PolicyInForce> {
+    let was_in_force = was_in_force?;
+    let signed = papers.newest(SignedKind::Policy).and_then(|bytes| Signed::read(&bytes).ok());
+    let proven = signed.and_then(|signed| Some((signed.version, Policy::from_bytes(&signed.body).ok()?)));
+    if proven.is_none() {
+        tracing::warn!("the policy on the disk isn't proven to be the hub's; nothing is observed until it comes again");
+    }
+    proven.map(|(version, policy)| PolicyInForce { version, policy, erasure: was_in_force.erasure })
 }
 
 /// Lets what the hub said come into force while this computer is approved: nobody is observed before somebody has said whose it is.
@@ -43,18 +59,21 @@ pub async fn gate(
 }
 
 impl Newest {
-    pub fn new(in_force: watch::Sender<Option<PolicyInForce>>) -> Newest {
-        Newest { in_force }
+    pub fn new(in_force: watch::Sender<Option<PolicyInForce>>, papers: Arc<Papers>) -> Newest {
+        Newest { in_force, papers }
     }
 
-    fn policy(&self, version: Version, body: &[u8]) {
-        let policy = match Policy::from_bytes(body) {
+    fn policy(&self, signed: &Signed, bytes: &Bytes) {
+        let version = signed.version;
+        let policy = match Policy::from_bytes(&signed.body) {
             Ok(policy) => policy,
             Err(error) => {
                 tracing::warn!(%version, %error, "a policy of the hub can't be understood; the one before it stays in force");
                 return;
             }
         };
+        // On the disk with its signature, before it comes into force.
+        self.papers.keep(signed, bytes);
         self.in_force.send_if_modified(|in_force| {
             let is_newer = in_force.as_ref().is_none_or(|known| known.version < version);
             if is_newer {
@@ -73,9 +92,9 @@ impl News for Newest {
         in_force.iter().flat_map(|known| [of(SignedKind::Policy, known.version), of(SignedKind::Notice, known.policy.notice)]).collect()
     }
 
-    fn signed(&self, signed: Signed) {
+    fn signed(&self, signed: Signed, bytes: &Bytes) {
         match SignedKind::from_u8(signed.kind) {
-            Some(SignedKind::Policy) => self.policy(signed.version, &signed.body),
+            Some(SignedKind::Policy) => self.policy(&signed, bytes),
             // A notice's text is made here from the policy; the others are for relays, or for a newer program.
             Some(SignedKind::Notice | SignedKind::Ack | SignedKind::Deny | SignedKind::Bundle | SignedKind::Relays) | None => {}
         }
@@ -94,6 +113,9 @@ impl News for Newest {
 
 #[cfg(test)]
 mod tests {
+    use muster_certs::{Identity, Issuer, Keys, Name, Role, SystemTime};
+    use muster_mesh::clock::{Clock, SystemClock};
+
     use super::*;
     use crate::collect::sense::tests::policy;
 
@@ -101,19 +123,36 @@ mod tests {
         Version { epoch: 1, n }
     }
 
+    fn newest() -> Newest {
+        Newest::new(watch::Sender::new(None), Arc::new(Papers::in_memory(keys())))
+    }
+
+    fn keys() -> Arc<Keys> {
+        let now_ms = SystemClock::new().now().wall_ms;
+        let (root, issuer) = Issuer::in_memory("muster.test", now_ms).unwrap();
+        let name = Name::Agent { site: "oslo".into(), device: [7; 16] };
+        let signed = issuer.issue(&Identity::new("muster.test", name).unwrap(), now_ms).unwrap();
+        Keys::from_pem(&signed.pem, &signed.key_pem, root.pem(), Role::Agent, Arc::new(SystemTime)).unwrap()
+    }
+
+    fn told(newest: &Newest, kind: SignedKind, n: u32, body: Vec<u8>) {
+        let signed = Signed::new(kind, version(n), body);
+        let bytes = signed.bytes().unwrap().into();
+        newest.signed(signed, &bytes);
+    }
+
     fn heard(newest: &Newest, n: u32, heartbeat_s: u32) {
-        let body = Policy { heartbeat_s, ..policy() }.to_bytes();
-        newest.signed(Signed::new(SignedKind::Policy, version(n), body));
+        told(newest, SignedKind::Policy, n, Policy { heartbeat_s, ..policy() }.to_bytes());
     }
 
     #[test]
     fn only_a_newer_policy_comes_into_force_and_is_held() {
-        let newest = Newest::new(watch::Sender::new(None));
+        let newest = newest();
         assert_eq!(newest.held(), []);
         heard(&newest, 2, 20);
         heard(&newest, 1, 10);
-        newest.signed(Signed::new(SignedKind::Policy, version(3), b"{".to_vec()));
-        newest.signed(Signed::new(SignedKind::Notice, version(9), Vec::new()));
+        told(&newest, SignedKind::Policy, 3, b"{".to_vec());
+        told(&newest, SignedKind::Notice, 9, Vec::new());
         let in_force = newest.in_force.borrow().clone().unwrap();
         assert_eq!((in_force.version, in_force.policy.heartbeat_s), (version(2), 20));
         assert_eq!(newest.held()[0], HeldVersion { kind: SignedKind::Policy.as_u8(), version: version(2) });
@@ -121,7 +160,7 @@ mod tests {
 
     #[test]
     fn an_erasure_only_rises_and_a_newer_policy_keeps_it() {
-        let newest = Newest::new(watch::Sender::new(None));
+        let newest = newest();
         newest.erasure(version(5));
         heard(&newest, 1, 10);
         newest.erasure(version(2));

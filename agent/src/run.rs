@@ -20,6 +20,7 @@ use muster_mesh::{
     ids::{DeviceId, Lane, SpoolId, Version},
     limits,
     link::agent_side,
+    papers::Papers,
     queue::segment::Segments,
     quic::Client,
     reload::{Kept, Reloading},
@@ -70,11 +71,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let Who { keys, device, relays, enrolled } = Who::find(&config, state.path(), clock.now().wall_ms)?;
     let (membership, standing) = watch::channel(enrolled.as_ref().map_or(Membership::OF_FILES, Enrolled::membership));
     let status = Status::install();
+    let papers = Arc::new(Papers::open(state.path(), keys.clone(), clock.now().wall_ms));
 
     let diary = diary(&state, &clock)?;
     let keepers = Keepers::start(clock.clone()).context("the queue's thread can't be started")?;
     let keeper = keepers.add(plan(&config, state.path(), device, &clock, &diary)).map_err(|error| unopened(state.path(), &error))?;
-    let Observing { collector, batches, in_force } = observe(&config, state.path(), clock.clone())?;
+    let Observing { collector, batches, in_force } = observe(&config, state.path(), clock.clone(), &papers)?;
     let (asker, collecting) = (collector.asker(), Collecting::new(collector, tokio::spawn(carry(batches, keeper.clone()))));
     let (link, linked) = watch::channel(Link::default());
     let names = relays.iter().map(|relay| relay.name.clone()).collect();
@@ -86,7 +88,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         relays,
         keeper: keeper.clone(),
         doing: doing(asker.snapshot()),
-        news: Arc::new(Newest::new(heard)),
+        news: Arc::new(Newest::new(heard, papers.clone())),
+        papers,
         wake: wake.clone(),
         asks: Mutex::new(Some(asks)),
         link,
@@ -240,10 +243,10 @@ pub struct Observing {
 }
 
 /// Starts the collector on this desktop.
-pub fn observe(config: &Config, state: &Path, clock: Arc<dyn Clock>) -> anyhow::Result<Observing> {
+pub fn observe(config: &Config, state: &Path, clock: Arc<dyn Clock>, papers: &Papers) -> anyhow::Result<Observing> {
     let shots = shots(config, state, &clock)?;
     let standing = Standing::new(state);
-    let (in_force, receiver) = watch::channel(standing.in_force());
+    let (in_force, receiver) = watch::channel(news::proven(standing.in_force(), papers));
     let (sender, batches) = mpsc::channel(BATCHES_WAITING_MAX);
     let senses = Desktop::here().senses().context("the thread that listens to the buses can't be started")?;
     let parts = Parts { clock, senses, test_mode: config.test_mode, standing, in_force: receiver, batches: sender };
@@ -333,13 +336,18 @@ impl Whereabouts for Queue {
 
     fn connection(&self) -> String {
         let link = self.linked.borrow();
-        let connected = match (link.relay.and_then(|relay| self.names.get(relay)), &link.fault) {
+        let said = match (link.relay.and_then(|relay| self.names.get(relay)), &link.fault) {
             (Some(Name::Relay { id, .. }), _) => format!("Connected to your branch's relay {id}."),
             (Some(other), _) => format!("Connected to {other}."),
             (None, Some(fault)) => format!("Not connected to a relay ({fault}). What is collected waits here."),
             (None, None) => "Not connected to a relay yet.".into(),
         };
-        [connected].into_iter().chain(membership_lines(&self.standing.borrow())).collect::<Vec<_>>().join("\n")
+        let unproven = match link.unproven {
+            0 => None,
+            n => Some(format!("{n} messages claimed to be the hub's and weren't; they were ignored.")),
+        };
+        let lines = [said].into_iter().chain(unproven).chain(membership_lines(&self.standing.borrow()));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     fn is_connected(&self) -> bool {

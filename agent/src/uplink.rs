@@ -16,9 +16,11 @@ use muster_certs::Name;
 use muster_mesh::{
     chance,
     clock::Clock,
+    control_key::Unproven,
     ids::{Lane, Version},
     limits,
     message::{self, CloseCode, Down, HeldVersion, Hello, HubAck, MessageError, Signed, SignedKind, StateNow, Up, Welcome},
+    papers::Papers,
     quic::{Client, ConnectError, Connection, ControlError, ControlReceiver, ControlSender, Ended, StreamError},
     record::State,
 };
@@ -68,7 +70,8 @@ pub struct Doing {
 pub trait News: Send + Sync {
     /// The highest version held of each kind, for Hello.
     fn held(&self) -> Vec<HeldVersion>;
-    fn signed(&self, signed: Signed);
+    /// Something that is the hub's word; `bytes` as it signed them.
+    fn signed(&self, signed: Signed, bytes: &Bytes);
     /// The device's erasure version, as an ack of the hub says it.
     fn erasure(&self, version: Version);
 }
@@ -82,7 +85,7 @@ impl News for NoNews {
         Vec::new()
     }
 
-    fn signed(&self, _signed: Signed) {}
+    fn signed(&self, _signed: Signed, _bytes: &Bytes) {}
 
     fn erasure(&self, _version: Version) {}
 }
@@ -96,6 +99,8 @@ pub struct Link {
     pub since_ms: i64,
     /// What the last attempt came to nothing by.
     pub fault: Option<String>,
+    /// Messages that claimed to be the hub's and weren't, since the program's start: none of them changed anything.
+    pub unproven: u64,
 }
 
 /// One agent's way to its branch.
@@ -106,6 +111,8 @@ pub struct Uplink {
     pub keeper: Keeper,
     pub doing: watch::Receiver<Doing>,
     pub news: Arc<dyn News>,
+    /// Whose signatures count, and who is denied.
+    pub papers: Arc<Papers>,
     /// Dial at once: the computer woke up, or its network changed.
     pub wake: Arc<Notify>,
     /// What is to be asked of the hub. None: nobody asks.
@@ -135,6 +142,8 @@ enum SessionEnd {
     Fault(Fault),
     #[error(transparent)]
     Unkept(#[from] Unkept),
+    #[error("this relay was denied by the hub")]
+    Denied,
     #[error("the computer woke up")]
     Woken,
     #[error("the program stops")]
@@ -150,6 +159,7 @@ impl SessionEnd {
             SessionEnd::NoWelcome | SessionEnd::Fault(Fault::Disk) | SessionEnd::Unkept(_) | SessionEnd::Woken | SessionEnd::Stopped => {
                 Some(CloseCode::Leaving)
             }
+            SessionEnd::Denied => Some(CloseCode::Denied),
             SessionEnd::Stream(_) => Some(CloseCode::Stream),
             SessionEnd::Connect(_) | SessionEnd::Closed(_) => None,
         }
@@ -249,13 +259,19 @@ impl Uplink {
             wall_ms: now.wall_ms,
             boot_ms: now.boot_ms,
             zone: clock.zone().name,
-            versions: self.news.held(),
+            versions: self.versions(),
             tails: dialling.tails,
         };
         sender.send(Up::Hello(hello).frame()?).await?;
         let welcome = self.welcome(connection, &mut receiver).await?;
         let fault = self.keeper.welcome(place, welcome)?;
         Ok(Welcomed { sender, receiver, fault })
+    }
+
+    fn versions(&self) -> Vec<HeldVersion> {
+        let of_papers = [SignedKind::Deny, SignedKind::Bundle].map(SignedKind::as_u8);
+        let held = self.papers.held().into_iter().filter(|held| of_papers.contains(&held.kind));
+        self.news.held().into_iter().chain(held).collect()
     }
 
     async fn welcome(&self, connection: &Connection, receiver: &mut ControlReceiver) -> Result<Welcome, SessionEnd> {
@@ -282,13 +298,14 @@ impl Uplink {
             fault = faulty(fault) => Err(SessionEnd::Fault(fault)),
             () = self.last_words(stop) => Err(SessionEnd::Stopped),
             () = self.wake.notified() => Err(SessionEnd::Woken),
+            () = self.papers.until_denied(&connection.peer().leaf) => Err(SessionEnd::Denied),
         };
         let end = match ended {
             Err(end) => end,
             Ok(()) => SessionEnd::Closed(connection.closed().await),
         };
         match (&end, connection.ended()) {
-            (SessionEnd::Stopped | SessionEnd::Woken | SessionEnd::Fault(_), _) | (_, None) => end,
+            (SessionEnd::Stopped | SessionEnd::Woken | SessionEnd::Denied | SessionEnd::Fault(_), _) | (_, None) => end,
             // The relay's own reason says more than that a stream broke.
             (_, Some(ended)) => SessionEnd::Closed(ended),
         }
@@ -301,7 +318,7 @@ impl Uplink {
                 Some(Down::Ack(ack)) => self.keeper.heard(Heard::Ack(ack)).await?,
                 Some(Down::Returned(returned)) => self.keeper.heard(Heard::Returned(returned)).await?,
                 Some(Down::Lane(lane, state)) => self.keeper.heard(Heard::Lane(lane, state)).await?,
-                Some(Down::Signed(bytes)) => self.signed(Signed::read(&bytes)?).await?,
+                Some(Down::Signed(bytes)) => self.signed(bytes).await?,
                 Some(Down::Answer(answer)) => unanswered.answer(answer),
                 Some(Down::Welcome(_)) => return Err(SessionEnd::NotWelcome),
                 None => {}
@@ -310,7 +327,17 @@ impl Uplink {
         Ok(())
     }
 
-    async fn signed(&self, signed: Signed) -> Result<(), SessionEnd> {
+    /// What the hub didn't sign changes nothing here. The connection stays: a relay that carries rubbish may carry the hub's word beside it,
+    /// and a new control key may be a moment ahead of its bundle.
+    async fn signed(&self, bytes: Bytes) -> Result<(), SessionEnd> {
+        let signed = match self.papers.take(&bytes, self.keeper.clock().now().wall_ms) {
+            Ok(paper) => paper.signed,
+            Err(Unproven::Message(error)) => return Err(error.into()),
+            Err(error) => {
+                self.unproven(&error);
+                return Ok(());
+            }
+        };
         if signed.device.is_some_and(|device| device != self.keeper.device()) {
             return Ok(());
         }
@@ -320,10 +347,25 @@ impl Uplink {
                 self.news.erasure(ack.erasure);
                 self.keeper.heard(Heard::Hub(spool, signed.version.epoch, ack)).await?;
             }
-            (Some(SignedKind::Ack), _) => {}
-            _ => self.news.signed(signed),
+            // A bundle and a list of the denied are in force by now.
+            (Some(SignedKind::Ack | SignedKind::Bundle | SignedKind::Deny), _) => {}
+            _ => self.news.signed(signed, &bytes),
         }
         Ok(())
+    }
+
+    fn unproven(&self, error: &Unproven) {
+        metrics::counter!("muster_agent_unproven_total", "why" => error.name()).increment(1);
+        let mut is_first = false;
+        self.link.send_modify(|link| {
+            is_first = link.unproven == 0;
+            link.unproven += 1;
+        });
+        if is_first {
+            tracing::warn!(%error, "the relay says something in the hub's name that isn't the hub's word: it is ignored, and so is all like it");
+        } else {
+            tracing::debug!(%error, "something in the hub's name is ignored");
+        }
     }
 
     /// What the relay is told: how the person's computer stands, and what is held no more.

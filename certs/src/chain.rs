@@ -97,6 +97,11 @@ fn usages(role: Role) -> Vec<KeyUsage> {
     }
 }
 
+/// Milliseconds UTC as webpki takes them; a time before 1970 is 1970.
+pub(crate) fn moment(ms: i64) -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_millis(ms.max(0).unsigned_abs()))
+}
+
 #[expect(clippy::wildcard_enum_match_arm, reason = "webpki's errors grow with its versions")]
 fn name(error: webpki::Error) -> ChainError {
     match error {

@@ -4,16 +4,17 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::time_provider::TimeProvider;
 
 pub use rustls::time_provider::DefaultTimeProvider as SystemTime;
 
+use crate::denied::Denied;
 use crate::files;
 use crate::identity::{Identity, Role};
-use crate::leaf::Leaf;
+use crate::leaf::{Leaf, LeafError};
 pub use crate::material::KeysError;
 use crate::material::Material;
 
@@ -23,6 +24,9 @@ pub struct Keys {
     time: Arc<dyn TimeProvider>,
     // One pointer for certificate, key and roots: nobody ever sees a mixture of old and new.
     current: ArcSwap<Material>,
+    denied: ArcSwap<Denied>,
+    /// One change at a time. Some: roots that the hub has signed for; files that are read later don't go behind them.
+    trusted: Mutex<Option<String>>,
 }
 
 impl Keys {
@@ -40,7 +44,8 @@ impl Keys {
     pub fn from_pem(certificate: &str, key: &str, roots: &str, role: Role, time: Arc<dyn TimeProvider>) -> Result<Arc<Keys>, KeysError> {
         let now_ms = now_ms(&*time);
         let material = Material::from_pem(certificate, key, roots, role, now_ms)?;
-        Ok(Arc::new(Keys { role, time, current: ArcSwap::from_pointee(material) }))
+        let (current, denied) = (ArcSwap::from_pointee(material), ArcSwap::default());
+        Ok(Arc::new(Keys { role, time, current, denied, trusted: Mutex::default() }))
     }
 
     /// Swaps certificate, key and roots in place. On an error nothing changes.
@@ -55,7 +60,8 @@ impl Keys {
     /// [`Keys::replace`] from PEM texts in memory.
     pub fn replace_pem(&self, certificate: &str, key: &str, roots: &str) -> Result<(), KeysError> {
         let now_ms = now_ms(&*self.time);
-        let new = Material::from_pem(certificate, key, roots, self.role, now_ms)?;
+        let trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = self.read(certificate, key, roots, trusted.as_deref(), now_ms)?;
         self.check_change(&self.current.load(), &new, now_ms)?;
         self.current.store(Arc::new(new));
         Ok(())
@@ -66,7 +72,8 @@ impl Keys {
     pub fn reload(&self, certificate: &Path, key: &Path, roots: &Path) -> Result<Reloaded, KeysError> {
         let texts = Texts::read(certificate, key, roots)?;
         let now_ms = now_ms(&*self.time);
-        let new = Material::from_pem(&texts.certificate, &texts.key, &texts.roots, self.role, now_ms)?;
+        let trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = self.read(&texts.certificate, &texts.key, &texts.roots, trusted.as_deref(), now_ms)?;
         let old = self.current.load();
         // The key belongs to the certificate: it needs no comparison of its own.
         if new.certified.cert == old.certified.cert && new.root_ders == old.root_ders {
@@ -76,6 +83,15 @@ impl Keys {
         new.check_continues(&old, now_ms)?;
         self.current.store(Arc::new(new));
         Ok(Reloaded::Taken)
+    }
+
+    /// What was read, with the roots that the hub has signed for, if it has.
+    fn read(&self, certificate: &str, key: &str, roots: &str, trusted: Option<&str>, now_ms: i64) -> Result<Material, KeysError> {
+        let read = |roots: &str| Material::from_pem(certificate, key, roots, self.role, now_ms);
+        match trusted {
+            None => read(roots),
+            Some(trusted) => read(trusted).or_else(|_| read(roots)?.trusting(trusted)),
+        }
     }
 
     fn check_change(&self, old: &Material, new: &Material, now_ms: i64) -> Result<(), KeysError> {
@@ -92,6 +108,30 @@ impl Keys {
             }
         }
         Ok(())
+    }
+
+    /// From now on exactly these roots count (PEM), for new connections and for what is read from files later. On an error nothing changes.
+    pub fn trust(&self, roots: &str) -> Result<(), KeysError> {
+        let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = self.current.load().trusting(roots)?;
+        *trusted = Some(roots.to_owned());
+        self.current.store(Arc::new(new));
+        Ok(())
+    }
+
+    /// From now on these are denied in each handshake and in each check of a connection.
+    pub fn deny(&self, denied: Denied) {
+        self.denied.store(Arc::new(denied));
+    }
+
+    /// Whether somebody with this certificate is denied.
+    pub fn check_denied(&self, leaf: &Leaf) -> Result<(), LeafError> {
+        self.denied.load().check(leaf)
+    }
+
+    /// Who is denied right now.
+    pub fn denied(&self) -> Arc<Denied> {
+        self.denied.load_full()
     }
 
     /// Who this node is.

@@ -93,6 +93,12 @@ pub enum LeafError {
         /// Who would have been welcome.
         wanted: Vec<Role>,
     },
+    /// Its name was denied after it was issued.
+    #[error("{found} was denied; whoever it is needs a new certificate, which the hub's admins may give")]
+    Denied {
+        /// Who it is.
+        found: Box<Identity>,
+    },
     /// The right role perhaps, but not the one that was dialled.
     #[error("dialled {wanted}, but {found} answered; check the address and id in the configuration")]
     OtherName {

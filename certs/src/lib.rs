@@ -8,6 +8,8 @@
 //! - [`tls`]: rustls configurations, TLS 1.3 only, nothing resumed, nothing early.
 //! - [`issuer`], [`ca`]: making certificates, in memory and in a folder.
 //! - [`request`]: a new key and the request for a certificate of it.
+//! - [`control`]: whose signature counts under what comes down from the hub.
+//! - [`denied`]: whom nobody takes any more.
 //! - [`device_key`]: the key that a device keeps for life.
 //! - [`stranger`]: TLS for someone who has no certificate yet.
 //! - [`issued`], [`ledger`]: which device was issued to whom; which certificates were issued, who was revoked.
@@ -23,6 +25,8 @@
 
 pub mod ca;
 pub mod chain;
+pub mod control;
+pub mod denied;
 pub mod description;
 pub mod device_key;
 pub mod doctor;
@@ -44,6 +48,8 @@ pub mod web;
 
 pub use ca::{Ca, CaError, IssuedAgent, Moved, Stamp};
 pub use chain::ChainError;
+pub use control::{ControlError, Controller, When, check_control, issue_control};
+pub use denied::Denied;
 pub use device_key::DeviceKey;
 pub use identity::{Identity, IdentityError, Name, Role};
 pub use issued::Issued;

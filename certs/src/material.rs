@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
@@ -12,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
-use crate::chain::{ChainError, check_chain, path};
+use crate::chain::{ChainError, check_chain, moment, path};
 use crate::files::FileError;
 use crate::identity::{Identity, Role};
 use crate::leaf::{self, Leaf, LeafError};
@@ -114,23 +113,32 @@ impl Material {
         }
         let chain = certificates("certificate", certificate, CHAIN_CERTIFICATES_MAX)?;
         let key = private_key(key)?;
-        let (roots_pem, root_ders) = (roots.to_owned(), root_ders(roots)?);
-        let roots_end_ms = root_ders.iter().filter_map(|der| end_ms(der)).min().unwrap_or(i64::MAX);
-        let roots = Arc::new(store_of(&root_ders)?);
+        let trust = Trust::read(roots)?;
         let (end, between) = chain.split_first().ok_or(KeysError::Leaf(LeafError::Missing))?;
 
         let leaf = leaf::read_leaf(end).map_err(KeysError::Leaf)?;
         if leaf.identity.role() != role {
             return Err(KeysError::Leaf(LeafError::OtherRole { found: Box::new(leaf.identity), wanted: vec![role] }));
         }
-        let window = Window::of(&leaf, &path(end, between, &root_ders)).map_err(KeysError::Leaf)?;
-        check_chain(end, between, &roots, role, window.nearest(now_ms)).map_err(KeysError::Chain)?;
+        let window = Window::of(&leaf, &path(end, between, &trust.root_ders)).map_err(KeysError::Leaf)?;
+        check_chain(end, between, &trust.roots, role, window.nearest(now_ms)).map_err(KeysError::Chain)?;
 
         let certified = certified(chain, key)?;
-        let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider().clone())
-            .build()
-            .map_err(|e| KeysError::Tls(e.to_string()))?;
-        Ok(Material { certified: Arc::new(certified), leaf, window, roots, root_ders, roots_pem, roots_end_ms, clients })
+        Ok(Material::of(Arc::new(certified), leaf, window, trust))
+    }
+
+    /// The same certificate and key with other roots. Whether these stand behind the own certificate is for others to see: a node whose
+    /// certificate is of yesterday's root must still know whom to trust today.
+    pub fn trusting(&self, roots: &str) -> Result<Self, KeysError> {
+        let trust = Trust::read(roots)?;
+        let (end, between) = self.certified.cert.split_first().ok_or(KeysError::Leaf(LeafError::Missing))?;
+        let window = Window::of(&self.leaf, &path(end, between, &trust.root_ders)).map_err(KeysError::Leaf)?;
+        Ok(Material::of(self.certified.clone(), self.leaf.clone(), window, trust))
+    }
+
+    fn of(certified: Arc<CertifiedKey>, leaf: Leaf, window: Window, trust: Trust) -> Self {
+        let Trust { roots, root_ders, roots_pem, roots_end_ms, clients } = trust;
+        Material { certified, leaf, window, roots, root_ders, roots_pem, roots_end_ms, clients }
     }
 
     /// Fails when this set has nothing to do with `old`: whoever could write three files could otherwise move a program into a mesh of their own.
@@ -153,6 +161,28 @@ impl Material {
             return Err(KeysError::NotYetValid { identity: identity(), not_before_ms: self.window.start_ms });
         }
         Ok(())
+    }
+}
+
+/// Roots, as all that use them need them.
+struct Trust {
+    roots: Arc<RootCertStore>,
+    root_ders: Vec<CertificateDer<'static>>,
+    roots_pem: String,
+    /// End of the one that ends first.
+    roots_end_ms: i64,
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl Trust {
+    fn read(pem: &str) -> Result<Trust, KeysError> {
+        let (roots_pem, root_ders) = (pem.to_owned(), root_ders(pem)?);
+        let roots_end_ms = root_ders.iter().filter_map(|der| end_ms(der)).min().unwrap_or(i64::MAX);
+        let roots = Arc::new(store_of(&root_ders)?);
+        let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider().clone())
+            .build()
+            .map_err(|e| KeysError::Tls(e.to_string()))?;
+        Ok(Trust { roots, root_ders, roots_pem, roots_end_ms, clients })
     }
 }
 
@@ -190,9 +220,8 @@ impl Window {
     }
 
     /// The moment of validity nearest to `now_ms`.
-    fn nearest(self, now_ms: i64) -> UnixTime {
-        let ms = now_ms.max(self.start_ms).min(self.end_ms).max(0);
-        UnixTime::since_unix_epoch(Duration::from_millis(ms.unsigned_abs()))
+    pub(crate) fn nearest(self, now_ms: i64) -> UnixTime {
+        moment(now_ms.max(self.start_ms).min(self.end_ms))
     }
 }
 

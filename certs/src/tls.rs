@@ -98,14 +98,16 @@ pub fn client_config(keys: &Arc<Keys>, expected: &Name, alpn: &[&[u8]]) -> Resul
 pub fn check_peer(chain: &[CertificateDer<'_>], keys: &Keys, roles: &[Role]) -> Result<Leaf, LeafError> {
     check_length(chain.len())?;
     let end = chain.first().ok_or(LeafError::Missing)?;
-    leaf::check_role(end, &keys.current().leaf.identity.domain, roles)
+    let leaf = leaf::check_role(end, &keys.current().leaf.identity.domain, roles)?;
+    keys.check_denied(&leaf).map(|()| leaf)
 }
 
 /// The leaf check again, per connection, for a dialler: is this the one that was dialled?
 pub fn check_dialled(chain: &[CertificateDer<'_>], keys: &Keys, expected: &Name) -> Result<Leaf, LeafError> {
     check_length(chain.len())?;
     let end = chain.first().ok_or(LeafError::Missing)?;
-    leaf::check_name(end, &keys.current().leaf.identity.domain, expected)
+    let leaf = leaf::check_name(end, &keys.current().leaf.identity.domain, expected)?;
+    keys.check_denied(&leaf).map(|()| leaf)
 }
 
 /// The leaf check's reason inside a handshake error, if that was the reason: for logs and tests.
@@ -163,7 +165,8 @@ impl ClientCertVerifier for ClientCheck {
         check_length(1 + intermediates.len()).map_err(refused)?;
         let own = self.keys.current();
         let verified = own.clients.verify_client_cert(end_entity, intermediates, now)?;
-        leaf::check_role(end_entity, &own.leaf.identity.domain, self.roles).map_err(refused)?;
+        let leaf = leaf::check_role(end_entity, &own.leaf.identity.domain, self.roles).map_err(refused)?;
+        self.keys.check_denied(&leaf).map_err(refused)?;
         Ok(verified)
     }
 
@@ -218,7 +221,8 @@ impl ServerCertVerifier for ServerCheck {
             now,
             provider().signature_verification_algorithms.all,
         )?;
-        leaf::check_name(end_entity, &own.leaf.identity.domain, &self.expected).map_err(refused)?;
+        let leaf = leaf::check_name(end_entity, &own.leaf.identity.domain, &self.expected).map_err(refused)?;
+        self.keys.check_denied(&leaf).map_err(refused)?;
         Ok(ServerCertVerified::assertion())
     }
 

@@ -15,6 +15,7 @@ use muster_mesh::{
 };
 
 use crate::{
+    control::{self, DenyError},
     signer::{Signer, secret_digest},
     store::{DialRow, Grant, Store, StoreError, TokenRow},
 };
@@ -25,6 +26,7 @@ pub const VALID_MAX: Duration = Duration::from_secs(60 * 86_400);
 pub const VALID_USUALLY: Duration = Duration::from_secs(86_400);
 /// Uses of one token: a large office on one day.
 pub const USES_MAX: u32 = 10_000;
+const WHY_CHARS_MAX: usize = 200;
 const AGENTS_PORT: u16 = 4433;
 const DOOR_PORT: u16 = 4434;
 
@@ -197,12 +199,24 @@ pub async fn approve(store: &Store, name: &Name, owner: Option<Owner>) -> Result
     Ok(writing.commit().await?)
 }
 
-/// No certificate is issued to it any more.
-pub async fn deny(store: &Store, name: &Name, now_ms: i64) -> Result<(), AdmissionError> {
+/// Nobody takes it any more, by whatever certificate it has now, and none is issued to it. It needn't have been enrolled: whoever has a
+/// certificate from files can be denied, too.
+pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<(), AdmissionError> {
+    if why.chars().count() > WHY_CHARS_MAX || why.contains(char::is_control) {
+        return Err(wrong("why", format!("it isn't one line of at most {WHY_CHARS_MAX} characters"), "Say it in a sentence"));
+    }
+    match control::deny(store, name, now_ms, why).await {
+        Ok(()) => {}
+        Err(DenyError::Store(error)) => return Err(error.into()),
+        Err(error @ (DenyError::Message(_) | DenyError::Full(_))) => {
+            return Err(wrong("member", "nobody more fits into the list", error.to_string()));
+        }
+    }
     let mut writing = store.write().await?;
-    let Some(mut member) = writing.member(&name.to_string()).await? else { return Err(AdmissionError::Unknown(name.to_string())) };
-    member.denied_ms = member.denied_ms.or(Some(now_ms));
-    writing.keep_member(&member).await?;
+    if let Some(mut member) = writing.member(&name.to_string()).await? {
+        member.denied_ms = member.denied_ms.or(Some(now_ms));
+        writing.keep_member(&member).await?;
+    }
     Ok(writing.commit().await?)
 }
 

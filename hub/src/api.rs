@@ -22,6 +22,7 @@ pub mod pictures;
 pub mod policy;
 pub mod problem;
 pub mod routes;
+pub mod shown;
 pub mod summary;
 pub mod sync;
 pub mod time;
@@ -49,7 +50,7 @@ pub fn web(hub: &Arc<Hub>) -> Route {
 
 /// Everything at the mesh port.
 pub fn mesh(hub: &Arc<Hub>) -> Route {
-    rooted(one_of([sync::routes(hub), door::routes(hub)]))
+    rooted(one_of([sync::routes(hub), door::routes(hub), shown::routes(hub)]))
 }
 
 /// Everything at the door for those without a certificate.

@@ -31,6 +31,7 @@ pub struct Config {
     pub mesh: Mesh,
     pub door: Option<Door>,
     pub signer: Option<SignerAt>,
+    pub control: Option<ControlFiles>,
     pub web: Web,
     pub store: StoreAt,
     pub status: StatusAt,
@@ -67,6 +68,14 @@ pub struct SignerAt {
     pub agent_life_s: Option<u32>,
     /// How long a relay's certificate lives, in seconds; 14 days.
     pub relay_life_s: Option<u32>,
+}
+
+/// What this hub signs with, where it isn't the signer: as `muster-certs issue control` writes it, with a number of its own for each hub.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// Where people come: on loopback only, with or without TLS.
@@ -113,6 +122,9 @@ impl Config {
         }
         for path in [&mut config.web.certificate, &mut config.web.key].into_iter().flatten() {
             *path = config::expand(path);
+        }
+        if let Some(control) = &mut config.control {
+            (control.certificate, control.key) = (config::expand(&control.certificate), config::expand(&control.key));
         }
         config.check()?;
         Ok(config)

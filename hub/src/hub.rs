@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use muster_mesh::clock::Clock;
+use muster_mesh::{
+    clock::Clock,
+    message::{HeldVersion, SignedKind},
+};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
+    control::{Control, ControlError},
     ingest::{Ingest, pictures::Pictures},
     lockout::Lockout,
     objects::Objects,
@@ -25,6 +29,7 @@ pub struct Hub {
     pub objects: Arc<Objects>,
     pub clock: Arc<dyn Clock>,
     pub policies: Arc<Policies>,
+    pub control: Arc<Control>,
     pub presences: Arc<Mutex<Presences>>,
     pub ingest: Ingest,
     pub tokens: Tokens,
@@ -40,6 +45,7 @@ impl Hub {
         objects: Arc<Objects>,
         clock: Arc<dyn Clock>,
         policies: Arc<Policies>,
+        control: Arc<Control>,
         tokens: Tokens,
         test_mode: bool,
     ) -> Hub {
@@ -49,6 +55,7 @@ impl Hub {
             store: store.clone(),
             clock: clock.clone(),
             policies: policies.clone(),
+            control: control.clone(),
             presences: presences.clone(),
             pictures,
             test_mode,
@@ -58,6 +65,7 @@ impl Hub {
             objects,
             clock,
             policies,
+            control,
             presences,
             ingest,
             tokens,
@@ -70,6 +78,17 @@ impl Hub {
     /// The same hub, issuing certificates.
     pub fn signing(self, signer: Option<Arc<Signer>>) -> Hub {
         Hub { signer, ..self }
+    }
+
+    /// A relay shows what a hub of this mesh has signed: this hub takes over what it lacks, and says it under a version above.
+    pub async fn shown(&self, bytes: &[u8]) -> Result<(), ControlError> {
+        let signed = self.control.shown(bytes, self.now_ms()).await?;
+        let held = HeldVersion { kind: signed.kind, version: signed.version };
+        let is_policys = [SignedKind::Policy, SignedKind::Notice].map(SignedKind::as_u8).contains(&signed.kind);
+        if is_policys && signed.device.is_none() {
+            self.policies.told(&[held], self.now_ms()).await?;
+        }
+        Ok(())
     }
 
     /// Milliseconds UTC.

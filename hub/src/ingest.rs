@@ -9,9 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use muster_certs::Name;
 use muster_mesh::{
     clock::Clock,
-    ids::{DeviceId, InstanceId, Lane, SpoolId, Version},
+    control_key::SignError,
+    ids::{DeviceId, InstanceId, Lane, Version},
     limits,
     link::hub_ranges::{self, Comparison, SpoolRow},
     message::{Answer, Ask, HubAck, MessageError, PostHead, ReturnReason, Signed, SignedKind, Taken, Verdict, VerdictCounts},
@@ -23,8 +25,9 @@ use self::{
     plan::{Arrival, Keep, Known, Outcome, Picture, Rules, SpoolKey, Whole},
 };
 use crate::{
+    control::Control,
     objects::ObjectError,
-    policy::{InForce, Policies},
+    policy::Policies,
     presence::Presences,
     store::{NewBatch, NewHold, NewLine, NewObject, PostRows, Store, StoreError, Writing},
 };
@@ -42,6 +45,7 @@ pub struct Ingest {
     pub store: Arc<Store>,
     pub clock: Arc<dyn Clock>,
     pub policies: Arc<Policies>,
+    pub control: Arc<Control>,
     pub presences: Arc<Mutex<Presences>>,
     pub pictures: Pictures,
     pub test_mode: bool,
@@ -66,6 +70,8 @@ pub enum IngestError {
     /// Pictures only: the same again, a little later.
     #[error(transparent)]
     Objects(#[from] ObjectError),
+    #[error("the answer can't be signed: {0}")]
+    Sign(#[from] SignError),
     #[error("the POST was given up inside the hub")]
     Stopped,
 }
@@ -98,11 +104,17 @@ impl Ingest {
     pub async fn take(&self, relay: &str, post: Post) -> Result<Answer, IngestError> {
         let Post { head, mut arrivals, begun } = post;
         let now_ms = self.clock.now().wall_ms;
-        self.policies.told(&head.versions, now_ms).await?;
+        self.control.held(relay, &head.versions, now_ms, head.relay_ms).await?;
         let answer = match head.lane {
             _ if arrivals.is_empty() => self.compare_only(relay, &head, false).await?,
-            Lane::Telemetry => self.commit(relay, &head, &arrivals, now_ms).await?,
-            Lane::Pictures => self.commit_pictures(relay, &head, &mut arrivals, now_ms).await?,
+            Lane::Telemetry => {
+                let rules = self.rules(relay, &head, &arrivals, now_ms).await?;
+                self.commit(relay, &head, &arrivals, &rules).await?
+            }
+            Lane::Pictures => {
+                let rules = self.rules(relay, &head, &arrivals, now_ms).await?;
+                self.commit_pictures(relay, &head, &mut arrivals, &rules).await?
+            }
         };
         let answer = match answer {
             Ok(settled) => {
@@ -133,7 +145,7 @@ impl Ingest {
         relay: &str,
         head: &PostHead,
         arrivals: &mut [Arrival],
-        now_ms: i64,
+        rules: &Rules,
     ) -> Result<Result<Settled, Answer>, IngestError> {
         if let Err(refused) = self.compare_only(relay, head, true).await? {
             return Ok(Err(refused));
@@ -142,21 +154,27 @@ impl Ingest {
         let asks: Vec<Ask> = keys.into_iter().map(|(device, spool)| Ask { device, spool, from: 1 }).collect();
         let spools = self.store.spool_rows(&asks).await?.into_iter().collect();
         let boots = self.store.boots(&plan::boots(arrivals)).await?;
-        let expected = plan::decide(arrivals, &mut Known { spools, boots }, &self.rules(head, now_ms));
+        let expected = plan::decide(arrivals, &mut Known { spools, boots }, rules);
         self.pictures.claim(&self.store).await??;
         self.pictures.bring(arrivals, &expected).await?;
-        let done = self.commit(relay, head, arrivals, now_ms).await;
+        let done = self.commit(relay, head, arrivals, rules).await;
         if !matches!(done, Ok(Ok(_))) {
             self.pictures.give_back(arrivals);
         }
         Ok(done?)
     }
 
-    async fn commit(&self, relay: &str, head: &PostHead, arrivals: &[Arrival], now_ms: i64) -> Result<Result<Settled, Answer>, StoreError> {
-        match self.commit_together(relay, head, arrivals, now_ms).await {
+    async fn commit(
+        &self,
+        relay: &str,
+        head: &PostHead,
+        arrivals: &[Arrival],
+        rules: &Rules,
+    ) -> Result<Result<Settled, Answer>, StoreError> {
+        match self.commit_together(relay, head, arrivals, rules).await {
             Err(error) if !error.is_passing() => {
                 tracing::warn!(%error, relay, "a POST didn't fit into one transaction; its batches go one by one");
-                self.commit_one_by_one(relay, head, arrivals, now_ms).await
+                self.commit_one_by_one(relay, head, arrivals, rules).await
             }
             done => done,
         }
@@ -167,7 +185,7 @@ impl Ingest {
         relay: &str,
         head: &PostHead,
         arrivals: &[Arrival],
-        now_ms: i64,
+        rules: &Rules,
     ) -> Result<Result<Settled, Answer>, StoreError> {
         let mut writing = self.store.write().await?;
         let relay_id = writing.relay(relay).await?;
@@ -175,7 +193,7 @@ impl Ingest {
         if let Some(refused) = compared(head, true, &numbers) {
             return Ok(Err(refused));
         }
-        let settled = self.apply(&mut writing, relay_id, arrivals, &self.rules(head, now_ms), plan::decide).await?;
+        let settled = self.apply(&mut writing, relay_id, arrivals, rules, plan::decide).await?;
         set_number(&mut writing, relay_id, head).await?;
         writing.commit().await?;
         count(head.lane, &settled.outcomes);
@@ -188,7 +206,7 @@ impl Ingest {
         relay: &str,
         head: &PostHead,
         arrivals: &[Arrival],
-        now_ms: i64,
+        rules: &Rules,
     ) -> Result<Result<Settled, Answer>, StoreError> {
         let mut writing = self.store.write().await?;
         let relay_id = writing.relay(relay).await?;
@@ -197,10 +215,9 @@ impl Ingest {
             return Ok(Err(refused));
         }
         writing.commit().await?;
-        let rules = self.rules(head, now_ms);
         let mut all = Settled { outcomes: Vec::new(), spools: BTreeMap::new() };
         for arrival in arrivals {
-            let settled = self.commit_one(relay_id, std::slice::from_ref(arrival), &rules).await?;
+            let settled = self.commit_one(relay_id, std::slice::from_ref(arrival), rules).await?;
             all.outcomes.extend(settled.outcomes);
             all.spools.extend(settled.spools);
         }
@@ -248,13 +265,33 @@ impl Ingest {
         Ok(Settled { outcomes, spools: known.spools })
     }
 
-    fn rules(&self, head: &PostHead, now_ms: i64) -> Rules {
+    async fn rules(&self, relay: &str, head: &PostHead, arrivals: &[Arrival], now_ms: i64) -> Result<Rules, StoreError> {
         let retention = self.policies.current().retention();
-        Rules { now_ms, relay_ms: head.relay_ms, test_mode: self.test_mode, retention }
+        let denied = self.denied(relay, arrivals).await?;
+        Ok(Rules { now_ms, relay_ms: head.relay_ms, test_mode: self.test_mode, retention, denied })
+    }
+
+    /// Devices of this POST that are denied, and since when, by its own clock, this relay has had the list that says so. What came to it before
+    /// is kept; a relay that never said it has the list brings what came to it at any time, and is shown as behind.
+    async fn denied(&self, relay: &str, arrivals: &[Arrival]) -> Result<BTreeMap<DeviceId, i64>, StoreError> {
+        let all = self.control.denied().borrow().clone();
+        if all.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let brought: HashSet<DeviceId> = arrivals.iter().filter_map(Arrival::whole).map(|whole| whole.envelope.header().device).collect();
+        let named = |name: &Name| name.device().map(DeviceId).filter(|device| brought.contains(device));
+        let mut denied = BTreeMap::new();
+        for (device, name) in all.iter().filter_map(|(name, _)| Some((named(name)?, name))) {
+            let Some(first) = self.store.first_denied(&name.to_string()).await? else { continue };
+            if let Some(since_ms) = self.store.held_since(relay, SignedKind::Deny.as_u8(), first).await? {
+                denied.insert(device, since_ms);
+            }
+        }
+        Ok(denied)
     }
 
     async fn taken(&self, head: &PostHead, arrivals: &[Arrival], settled: Settled) -> Result<Taken, IngestError> {
-        let in_force = self.policies.current();
+        let papers = self.policies.current().papers();
         let mut counts = VerdictCounts::default();
         settled.outcomes.iter().for_each(|outcome| counts.add(outcome.verdict));
         let returned = settled.outcomes.iter().enumerate().filter_map(|(i, outcome)| match outcome.keep {
@@ -266,21 +303,15 @@ impl Ingest {
             number,
             counts,
             returned: returned.collect::<Vec<(u32, ReturnReason)>>(),
-            acks: self.acks(head, arrivals, &settled, &in_force).await?,
+            acks: self.acks(head, arrivals, &settled).await?,
             backed_up: [None, None],
-            versions: in_force.versions(),
-            signed: in_force.newer_than(&head.versions)?,
+            versions: self.control.versions(&papers),
+            signed: self.control.newer_than(&head.versions, &papers)?,
         })
     }
 
     /// Acks for the spools of this POST and for those that are asked for.
-    async fn acks(
-        &self,
-        head: &PostHead,
-        arrivals: &[Arrival],
-        settled: &Settled,
-        in_force: &InForce,
-    ) -> Result<Vec<Vec<u8>>, IngestError> {
+    async fn acks(&self, head: &PostHead, arrivals: &[Arrival], settled: &Settled) -> Result<Vec<Vec<u8>>, IngestError> {
         let mut from: BTreeMap<SpoolKey, u64> = BTreeMap::new();
         for whole in arrivals.iter().filter_map(Arrival::whole) {
             let seq = whole.envelope.header().seq;
@@ -292,9 +323,13 @@ impl Ingest {
         let known = self.store.spool_rows(&asked).await?;
         let ack = |(key, from): (SpoolKey, u64)| {
             let row = settled.spools.get(&key).or_else(|| known.get(&key));
-            signed_ack(key, row.map_or_else(HubAck::default, |row| row.ack(from)), in_force.epoch)
+            (key, row.map_or_else(HubAck::default, |row| row.ack(from)))
         };
-        Ok(from.into_iter().map(ack).collect::<Result<_, _>>()?)
+        let acks: Vec<(SpoolKey, HubAck)> = from.into_iter().map(ack).collect();
+        let (control, epoch) = (self.control.clone(), self.policies.current().epoch);
+        // Thousands of signatures are work for a thread of its own.
+        let signing = move || acks.into_iter().map(|(key, ack)| signed_ack(&control, key, ack, epoch)).collect();
+        tokio::task::spawn_blocking(signing).await.map_err(|_| IngestError::Stopped)?
     }
 }
 
@@ -412,11 +447,11 @@ fn object_of(whole: &Whole, now_boot_ms: u64) -> Result<Option<&NewObject>, Stor
     }
 }
 
-fn signed_ack((device, spool): (DeviceId, SpoolId), ack: HubAck, epoch: u32) -> Result<Vec<u8>, MessageError> {
+fn signed_ack(control: &Control, (device, spool): SpoolKey, ack: HubAck, epoch: u32) -> Result<Vec<u8>, IngestError> {
     let mut signed = Signed::new(SignedKind::Ack, Version { epoch, n: 0 }, ack.bytes()?);
     signed.device = Some(device);
     signed.spool = Some(spool);
-    signed.bytes()
+    Ok(control.sign(&signed)?)
 }
 
 fn count(lane: Lane, outcomes: &[Outcome]) {

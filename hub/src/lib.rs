@@ -5,6 +5,7 @@ pub mod api;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod day;
 pub mod hub;
 pub mod images;

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use muster_mesh::{
     complaint::Complaint,
     ids::Version,
-    message::{HeldVersion, MessageError, Signed, SignedKind},
+    message::{HeldVersion, Signed, SignedKind},
     policy::{KindRetention, Policy},
 };
 use tokio::sync::Mutex;
@@ -104,7 +104,7 @@ impl Policies {
         Ok(())
     }
 
-    /// A relay reports the highest versions that it or its agents hold. Higher ones than our own mean that this hub was rolled back: it takes
+    /// A relay has shown what was signed under these versions. Higher ones than our own mean that this hub was rolled back: it takes
     /// an epoch above all of them before it answers anyone.
     pub async fn told(&self, held: &[HeldVersion], now_ms: i64) -> Result<(), StoreError> {
         if self.current().is_above(held) {
@@ -144,12 +144,9 @@ impl InForce {
         vec![of(SignedKind::Policy, self.version), of(SignedKind::Notice, self.policy.notice)]
     }
 
-    /// What a relay that holds these versions still needs, encoded.
-    pub fn newer_than(&self, held: &[HeldVersion]) -> Result<Vec<Vec<u8>>, MessageError> {
-        // Of one kind a relay names what it holds itself, then what one of its agents holds: it needs what it lacks itself.
-        let lowest = |kind: u8| held.iter().filter(|held| held.kind == kind).map(|held| held.version).min();
-        let needed = self.versions().into_iter().filter(|own| lowest(own.kind).is_none_or(|held| held < own.version));
-        needed.map(|own| self.signed(own).bytes()).collect()
+    /// What is to be signed of it.
+    pub fn papers(&self) -> Vec<Signed> {
+        self.versions().into_iter().map(|own| self.signed(own)).collect()
     }
 
     fn signed(&self, own: HeldVersion) -> Signed {
@@ -260,13 +257,12 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_gets_what_it_holds_an_older_version_of() {
+    fn a_policy_travels_with_its_flags_and_a_notice_as_its_number() {
         let own = in_force();
-        assert_eq!(own.newer_than(&[]).unwrap().len(), 2);
-        assert!(own.newer_than(&own.versions()).unwrap().is_empty());
-        let signed = Signed::read(&own.newer_than(&[held(SignedKind::Notice, 1, 1)]).unwrap()[0]).unwrap();
-        assert_eq!((signed.kind, signed.flags), (SignedKind::Policy.as_u8(), FLAG_NETWORK));
-        assert_eq!(Policy::from_bytes(&signed.body).unwrap(), own.policy);
+        let [policy, notice] = &own.papers()[..] else { panic!("not two") };
+        assert_eq!((policy.kind, policy.flags), (SignedKind::Policy.as_u8(), FLAG_NETWORK));
+        assert_eq!(Policy::from_bytes(&policy.body).unwrap(), own.policy);
+        assert_eq!((notice.kind, notice.version, notice.body.len()), (SignedKind::Notice.as_u8(), own.policy.notice, 0));
     }
 
     fn in_force() -> InForce {

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api,
     config::Config,
+    control::{Control, Own},
     hub::Hub,
     issued::Listed,
     objects::Objects,
@@ -72,8 +73,6 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     }
     let listed = Listed::open(store.clone(), config.issued.clone()).await?;
     let tokens = Tokens::open(&state.join(TOKEN_KEY))?;
-    let hub = Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), tokens, config.test_mode);
-
     let mesh = serve::bind(config.mesh.listen, "mesh.listen").await?;
     let web = serve::bind(config.web.listen, "web.listen").await?;
     let (mesh_address, web_address) = (mesh.local_addr()?, web.local_addr()?);
@@ -82,8 +81,11 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         None => None,
     };
     let door_address = door.as_ref().map(|door| door.local_addr()).transpose()?;
-    let signer = signer(&config, store.clone(), clock.clone(), Some((mesh_address, door_address)))?;
-    let hub = Arc::new(hub.signing(signer.map(Arc::new)));
+    let signer = signer(&config, store.clone(), clock.clone(), Some((mesh_address, door_address)))?.map(Arc::new);
+    let own = Own::find(&config, &keys, signer.as_ref(), &store, now_ms).await?;
+    let control = Arc::new(Control::open(store.clone(), keys.clone(), own, restored, now_ms).await?);
+    let hub = Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), control, tokens, config.test_mode);
+    let hub = Arc::new(hub.signing(signer));
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(true));
     let (status_address, status_task) = status.serve(config.status.listen, ready.clone(), stop.clone()).await?;
@@ -93,7 +95,7 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     }
     let web_door = serve::Door::web(web_keys.as_ref())?;
     tasks.extend([
-        serve::spawn(mesh, serve::Door::mesh(keys.clone(), clock)?, api::mesh(&hub), stop.clone()),
+        serve::spawn(mesh, serve::Door::mesh(keys.clone(), clock, hub.control.denied())?, api::mesh(&hub), stop.clone()),
         serve::spawn(web, web_door, api::web(&hub), stop.clone()),
         retention::spawn(hub.clone(), stop.clone()),
         strays::spawn(hub.clone(), stop.clone()),
@@ -223,6 +225,10 @@ fn spawn_looking(hub: Arc<Hub>, mut listed: Listed, ready: Arc<AtomicBool>, stop
             if let Err(error) = hub.policies.look(hub.now_ms()).await {
                 tracing::warn!(%error, "a changed policy isn't kept yet");
             }
+            if let Err(error) = hub.control.look(hub.now_ms()).await {
+                tracing::warn!(%error, "what this hub signs can't be looked after now; what it signed before holds");
+            }
+            hub.control.measure(hub.now_ms());
             if let Err(error) = listed.look().await {
                 tracing::warn!(%error, "the list of devices isn't kept yet");
             }

@@ -5,6 +5,7 @@
 
 use std::{
     convert::Infallible,
+    future::pending,
     io,
     net::SocketAddr,
     sync::{
@@ -20,13 +21,13 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use muster_certs::{Keys, Name, Role, WebKeys};
+use muster_certs::{Denied, Keys, Leaf, Name, Role, WebKeys};
 use muster_mesh::{callers::Callers, clock::Clock, complaint::Complaint, limits};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -67,7 +68,7 @@ pub struct Peer {
 /// What a connection has to pass before its requests are answered.
 pub enum Door {
     /// Mutual TLS, relays only.
-    Mesh { keys: Arc<Keys>, tls: Arc<ServerConfig>, clock: Arc<dyn Clock> },
+    Mesh { keys: Arc<Keys>, tls: Arc<ServerConfig>, clock: Arc<dyn Clock>, denials: watch::Receiver<Arc<Denied>> },
     /// TLS for those who have no certificate, each address so often a minute.
     Strangers { tls: Arc<ServerConfig>, callers: Mutex<Callers>, clock: Arc<dyn Clock> },
     /// TLS with the organisation's certificate, for people. A web page whose name points here has no certificate for it.
@@ -77,10 +78,11 @@ pub enum Door {
 }
 
 impl Door {
-    pub fn mesh(keys: Arc<Keys>, clock: Arc<dyn Clock>) -> Result<Door, Complaint> {
+    /// `denials` tells whenever others are denied: their connections end at once.
+    pub fn mesh(keys: Arc<Keys>, clock: Arc<dyn Clock>, denials: watch::Receiver<Arc<Denied>>) -> Result<Door, Complaint> {
         let tls = muster_certs::server_config(&keys, RELAYS, &[b"h2", b"http/1.1"])
             .map_err(|error| Complaint::new(format!("TLS can't be set up ({error})"), "Issue a hub's certificate with muster-certs"))?;
-        Ok(Door::Mesh { keys, tls: Arc::new(tls), clock })
+        Ok(Door::Mesh { keys, tls: Arc::new(tls), clock, denials })
     }
 
     pub fn strangers(keys: &Arc<Keys>, clock: Arc<dyn Clock>) -> Result<Door, Complaint> {
@@ -157,6 +159,7 @@ impl Listening {
                         routes: self.routes.clone(),
                         stop: self.stop.clone(),
                         peer: Peer { address, name: None },
+                        leaf: None,
                         ends: Instant::now() + CONNECTION_AGE_MAX,
                         asked: Arc::default(),
                     };
@@ -185,6 +188,8 @@ struct Connection {
     routes: BoxedFilter<(Response,)>,
     stop: CancellationToken,
     peer: Peer,
+    /// At the mesh port, what the peer's certificate says.
+    leaf: Option<Leaf>,
     ends: Instant,
     /// Whether a request's head has come.
     asked: Arc<AtomicBool>,
@@ -209,7 +214,7 @@ impl Connection {
                     Err(_) => tracing::debug!("a handshake at the door took too long"),
                 }
             }
-            Door::Mesh { keys, tls, clock } => {
+            Door::Mesh { keys, tls, clock, .. } => {
                 let acceptor = TlsAcceptor::from(tls.clone());
                 let stream = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => stream,
@@ -225,7 +230,8 @@ impl Connection {
                 let left_ms = leaf.not_after_ms.min(keys.not_after_ms()).saturating_sub(clock.now().wall_ms);
                 let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
                 self.ends = self.ends.min(Instant::now() + left.min(CONNECTION_AGE_MAX));
-                self.peer.name = Some(leaf.identity.name);
+                self.peer.name = Some(leaf.identity.name.clone());
+                self.leaf = Some(leaf);
                 self.serve(stream).await;
             }
         }
@@ -253,8 +259,32 @@ impl Connection {
                     closing = true;
                     connection.as_mut().graceful_shutdown();
                 }
+                // At once: nothing that is under way is answered.
+                () = self.denied() => {
+                    metrics::counter!("muster_hub_denied_total").increment(1);
+                    return tracing::warn!("the connection of somebody who was denied is closed");
+                }
                 () = sleep_until(first_request), if !self.asked.load(Ordering::Relaxed) => return,
             }
+        }
+    }
+
+    /// Waits until the peer is denied.
+    async fn denied(&self) {
+        let (Door::Mesh { keys, denials, .. }, Some(leaf)) = (self.door.as_ref(), &self.leaf) else { return pending().await };
+        let mut denials = denials.clone();
+        while keys.check_denied(leaf).is_ok() {
+            // Nobody is denied any more once the hub has ended.
+            if denials.changed().await.is_err() {
+                return pending().await;
+            }
+        }
+    }
+
+    fn is_denied(&self) -> bool {
+        match (self.door.as_ref(), &self.leaf) {
+            (Door::Mesh { keys, .. }, Some(leaf)) => keys.check_denied(leaf).is_err(),
+            (Door::Mesh { .. } | Door::Strangers { .. } | Door::WebTls { .. } | Door::Web, _) => false,
         }
     }
 
@@ -264,12 +294,16 @@ impl Connection {
             Door::Mesh { .. } | Door::Strangers { .. } | Door::WebTls { .. } => true,
             Door::Web => names_this_host(&request),
         };
+        let is_denied = self.is_denied();
         let mut request = request.map(|body| Limited::new(body, BODY_BYTES_MAX));
         request.extensions_mut().insert(self.peer.clone());
         let mut service = warp::service(self.routes.clone());
         async move {
             if !here {
                 return Ok(ApiError::OtherHost.response());
+            }
+            if is_denied {
+                return Ok(ApiError::NotARelay.response());
             }
             match timeout(REQUEST, service.call(request)).await {
                 Ok(answered) => answered,

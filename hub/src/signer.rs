@@ -10,7 +10,7 @@ use aws_lc_rs::{
     hmac,
 };
 use data_encoding::HEXLOWER;
-use muster_certs::{Ca, Identity, Issuer, Name, Requested, Role, issuer::leaf_life_ms, read_leaf};
+use muster_certs::{Ca, Identity, Issuer, IssuerError, Name, Requested, Role, issue_control, issuer::leaf_life_ms, read_leaf};
 use muster_mesh::{
     clock::Clock,
     door::{Answer, Ask, Dial, Issued, NONCE_BYTES, Nonce, Opened, Plea, Refusal, Said, Standing, Wish},
@@ -100,6 +100,11 @@ impl Signer {
     /// What others seal to.
     pub fn seal(&self) -> muster_mesh::seal::SealTo {
         self.seal.public()
+    }
+
+    /// The certificate of this hub's control key, PKCS#8 in PEM.
+    pub fn control_chain(&self, n: u32, key_pem: &str) -> Result<String, IssuerError> {
+        Ok(issue_control(&self.issuer, n, key_pem, self.now_ms())?.pem)
     }
 
     /// Where relays find this hub.

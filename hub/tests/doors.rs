@@ -12,7 +12,7 @@ use muster_hub::{
         self,
         routes::{Access, Entry, Looks, Method, ROUTES},
     },
-    config::{Config, Door, Mesh, SignerAt, StatusAt, StoreAt, Web},
+    config::{Config, ControlFiles, Door, Mesh, SignerAt, StatusAt, StoreAt, Web},
     password,
     running::{self, Running},
     serve,
@@ -21,7 +21,7 @@ use muster_hub::{
 use muster_mesh::{
     clock::{Clock, SystemClock},
     ids::Lane,
-    message::{Answer, PostHead, SYNC_CONTENT_TYPE},
+    message::{Answer, PostHead, SYNC_CONTENT_TYPE, Signed, SignedKind},
     record,
 };
 use reqwest::StatusCode;
@@ -46,6 +46,7 @@ impl House {
         let ca = Ca::init(&folder.path().join("ca"), "muster.test").unwrap();
         let at = |name: &str| folder.path().join(name);
         write_keys(&at("hub"), &ca.issue_hub("hub-1").unwrap());
+        write_keys(&at("control"), &ca.issue_control(1).unwrap());
         std::fs::write(at("policy.toml"), include_str!("policy.toml")).unwrap();
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let config = Config {
@@ -56,6 +57,7 @@ impl House {
             mesh: Mesh { listen: anywhere, certificate: at("hub.pem"), key: at("hub.key"), roots: ca.roots_path(), address: None },
             door: Some(Door { listen: anywhere, address: None }),
             signer: Some(SignerAt { ca: at("ca"), agent_life_s: None, relay_life_s: None }),
+            control: Some(ControlFiles { certificate: at("control.pem"), key: at("control.key") }),
             web: Web { listen: anywhere, certificate: None, key: None },
             store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
             status: StatusAt { listen: anywhere },
@@ -115,7 +117,7 @@ async fn a_relays_post_travels_over_mutual_tls_into_rows_that_the_api_proves() {
     assert_eq!(answer.version(), reqwest::Version::HTTP_2);
     assert_eq!((answer.status(), answer.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, SYNC_CONTENT_TYPE));
     let Answer::Taken(taken) = Answer::read(&answer.bytes().await.unwrap()).unwrap() else { panic!() };
-    assert_eq!((taken.counts.stored, taken.signed.len()), (1, 2));
+    assert_eq!((taken.counts.stored, taken.signed.len()), (1, 3));
 
     let token = house.token().await;
     let client = reqwest::Client::new();
@@ -369,6 +371,67 @@ async fn a_changed_policy_and_list_are_seen_and_broken_ones_change_nothing() {
     tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
     let shown = get("/api/v1/policy").await;
     assert_eq!((&shown["version"]["n"], &shown["notice"]["n"]), (&json!(2), &json!(1)));
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_signs_with_a_key_of_its_own_or_doesnt_start() {
+    let (folder, config) = House::new().await.stop().await;
+    let without = Config { control: None, ..config.clone() };
+    let refused = start_fails(&without).await;
+    assert!(refused.contains("[control]") && refused.contains("[signer]"), "{refused}");
+    let ca = Ca::open(&folder.path().join("ca")).unwrap();
+    write_keys(&folder.path().join("other"), &ca.issue_control(1).unwrap());
+    let files = |certificate: &str, key: &str| Some(ControlFiles { certificate: path(&folder, certificate), key: path(&folder, key) });
+    let mixed = start_fails(&Config { control: files("control.pem", "other.key"), ..config.clone() }).await;
+    assert!(mixed.contains("control certificate can't be used"), "{mixed}");
+    // The number of another's key.
+    let taken = start_fails(&Config { control: files("other.pem", "other.key"), ..config.clone() }).await;
+    assert!(taken.contains("control key 1 is another hub's"), "{taken}");
+
+    let signer = SignerAt { ca: folder.path().join("ca"), agent_life_s: None, relay_life_s: None };
+    let signing = Config { signer: Some(signer), ..without };
+    let mut chains = Vec::new();
+    for _ in 0..2 {
+        running::start(signing.clone(), false).await.unwrap().drain().await;
+        chains.push(std::fs::read_to_string(config.state.join("control.pem")).unwrap());
+    }
+    assert_eq!(chains[0], chains[1], "a certificate that lasts was made again");
+    let key = std::fs::metadata(config.state.join("control.key")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777, 0o600);
+    let store = Store::open(&config.store.url).await.unwrap();
+    let numbers: Vec<u32> = store.control_keys().await.unwrap().iter().map(|row| row.n).collect();
+    assert_eq!(numbers, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_denied_relay_is_cut_at_once_and_turned_away_and_its_neighbour_is_not() {
+    let house = House::new().await;
+    let (lost, now_ms) = (house.relay(), SystemClock::new().now().wall_ms);
+    write_keys(&house.folder.path().join("neighbour"), &house.ca.issue_relay("oslo", "oslo-2").unwrap());
+    let neighbour = house.dial("neighbour", Role::Relay);
+    for relay in [&lost, &neighbour] {
+        assert_eq!(post(&house, relay, "1", &body(now_ms, &[])).await.status(), StatusCode::OK);
+    }
+    // A request under way, whose body never ends.
+    let (sender, forever) = tokio::sync::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(1);
+    let stream = futures_util::stream::unfold(forever, async |mut forever| Some((forever.recv().await?, forever)));
+    let under_way = lost.post(house.sync_url("1")).header("content-type", SYNC_CONTENT_TYPE).body(reqwest::Body::wrap_stream(stream));
+    let under_way = tokio::spawn(under_way.send());
+    sender.send(Ok(vec![0])).await.unwrap();
+
+    let store = Store::open(&house.config.store.url).await.unwrap();
+    muster_hub::control::deny(&store, &"site/oslo/relay/oslo-1".parse().unwrap(), SystemClock::new().now().wall_ms, "stolen")
+        .await
+        .unwrap();
+    store.close().await;
+    let cut = tokio::time::timeout(std::time::Duration::from_secs(20), under_way).await.expect("it is cut").unwrap();
+    assert!(cut.is_err(), "it was answered: {cut:?}");
+    let again = lost.post(house.sync_url("1")).header("content-type", SYNC_CONTENT_TYPE).body(body(now_ms, &[])).send().await;
+    assert!(again.is_err(), "a new connection was let in: {again:?}");
+    let answer = post(&house, &neighbour, "1", &body(now_ms, &[])).await;
+    let Answer::Taken(taken) = Answer::read(&answer.bytes().await.unwrap()).unwrap() else { panic!() };
+    assert!(taken.signed.iter().any(|bytes| Signed::read(bytes).unwrap().kind == SignedKind::Deny.as_u8()), "its neighbour isn't told");
     house.stop().await;
 }
 

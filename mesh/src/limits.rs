@@ -92,6 +92,13 @@ pub const JOIN_TOKEN_BYTES_MAX: usize = 4 * KIB;
 
 /// One control message, so that a peer can't make us allocate more.
 pub const CONTROL_BYTES_MAX: usize = 64 * KIB;
+/// Control keys that a bundle speaks of: one of each hub, and those before them whose signatures still lie on disks.
+pub const CONTROLS_MAX: usize = 16;
+/// What a list of the denied may have, so that it travels in one control message: about 700 names.
+pub const DENY_BYTES_MAX: usize = 56 * KIB;
+/// Lists of the denied that a program keeps beside the newest, because that one doesn't say all of theirs: a hub that was put back more often
+/// than this before one of its relays spoke with it.
+pub const DENY_LISTS_MAX: usize = 8;
 /// Ranges per spool in a Welcome and in an ack.
 pub const RANGES_SENT_MAX: usize = 16;
 /// Spools of one device that a Welcome speaks of: with 16 ranges each they stay below `CONTROL_BYTES_MAX`.

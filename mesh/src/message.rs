@@ -8,8 +8,11 @@
 //! Little-endian. A struct never grows in place: a new field is a new kind. Kinds from 0x8000 up may be skipped when unknown; any other
 //! unknown kind ends the connection.
 
+use std::collections::BTreeMap;
+
 use bincode::{Decode, Encode, config::Config};
 use bytes::Bytes;
+use muster_certs::Denied;
 
 use crate::{
     batch::{Envelope, FrameError, Tail},
@@ -26,6 +29,11 @@ pub const AGENT_PROTOCOL: u16 = 1;
 pub const SYNC_PROTOCOL: u16 = 1;
 /// Content type of a POST and of its answer.
 pub const SYNC_CONTENT_TYPE: &str = "application/vnd.muster.sync";
+
+/// The number in the path of the POST by which a relay shows what the hub signed.
+pub const SIGNED_PROTOCOL: u16 = 1;
+/// Content type of that POST.
+pub const SIGNED_CONTENT_TYPE: &str = "application/vnd.muster.signed";
 
 /// Bytes that are not the message they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -293,10 +301,12 @@ pub enum CloseCode {
     EnvelopeSeq = 15,
     /// The connection reached its greatest age, or a certificate its end: dial again.
     Aged = 16,
+    /// Whoever shows this certificate was denied.
+    Denied = 17,
 }
 
 impl CloseCode {
-    pub const ALL: [CloseCode; 16] = [
+    pub const ALL: [CloseCode; 17] = [
         CloseCode::Leaving,
         CloseCode::Replaced,
         CloseCode::NotOurSite,
@@ -313,6 +323,7 @@ impl CloseCode {
         CloseCode::Silent,
         CloseCode::EnvelopeSeq,
         CloseCode::Aged,
+        CloseCode::Denied,
     ];
 
     /// The code behind a number from the wire. None: one that only a newer program knows.
@@ -498,10 +509,12 @@ pub enum Reason {
     StoreError,
     /// Its picture isn't what its record says, or is more than a picture.
     Picture,
+    /// Its device was denied, and its relay had been told when it came there.
+    Denied,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 13] = [
         Reason::None,
         Reason::UnknownVersion,
         Reason::UnknownSeal,
@@ -514,6 +527,7 @@ impl Reason {
         Reason::Bound,
         Reason::StoreError,
         Reason::Picture,
+        Reason::Denied,
     ];
 
     pub fn name(self) -> &'static str {
@@ -530,6 +544,7 @@ impl Reason {
             Reason::Bound => "bound",
             Reason::StoreError => "store_error",
             Reason::Picture => "picture",
+            Reason::Denied => "denied",
         }
     }
 }
@@ -655,9 +670,9 @@ pub struct Signed {
     pub spool: Option<SpoolId>,
     pub version: Version,
     pub body: Vec<u8>,
-    /// Which control key; 0 until there are signatures.
+    /// Which control key.
     pub key: u32,
-    /// Over `muster-signed-1` NUL and all bytes before it; empty until the certificates' issue.
+    /// Over `muster-signed-1` NUL and all bytes before it; empty while nobody has signed.
     pub signature: Vec<u8>,
 }
 
@@ -688,6 +703,103 @@ impl Signed {
         bounded(bytes.len(), limits::CONTROL_BYTES_MAX)?;
         let config = bincode::config::standard().with_fixed_int_encoding().with_limit::<CONTROL_MEMORY>();
         exactly(bytes, config)
+    }
+}
+
+/// What a signature is over begins with this, so that it is good for nothing else.
+const COVERED: &[u8] = b"muster-signed-1\0";
+
+impl Signed {
+    /// What the signature of these encoded bytes is over: all before it and its length. None: they are too few.
+    pub fn covered(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let before = bytes.len().checked_sub(size_of::<u64>() + self.signature.len())?;
+        Some([COVERED, bytes.get(..before)?].concat())
+    }
+}
+
+/// The body of a [`SignedKind::Bundle`]: whom to trust from now on. Its own signer's chain stands in it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Bundle {
+    /// The hub's clock when it was made.
+    pub made_ms: i64,
+    /// PEM, as are the others.
+    pub roots: String,
+    /// The new root's certificates under the old one, for who knows the old one only; or empty.
+    pub crosses: String,
+    pub controls: Vec<ControlChain>,
+}
+
+/// The certificate of a control key.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ControlChain {
+    pub n: u32,
+    /// The leaf, the issuing CA, maybe a cross certificate.
+    pub chain: String,
+}
+
+/// The body of a [`SignedKind::Deny`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct DenyList {
+    /// The hub's clock when it was made.
+    pub made_ms: i64,
+    /// Sorted by name, each name once.
+    pub denied: Vec<Denial>,
+}
+
+/// Nobody takes a certificate of this name that was issued before.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct Denial {
+    /// As in `site/oslo/relay/oslo-1`.
+    pub name: String,
+    pub issued_before_ms: i64,
+    /// From here on no such certificate can be alive: the entry may be left out.
+    pub until_ms: i64,
+}
+
+impl Bundle {
+    pub fn bytes(&self) -> Result<Vec<u8>, MessageError> {
+        encode(self)
+    }
+
+    pub fn read(bytes: &[u8]) -> Result<Bundle, MessageError> {
+        let bundle: Bundle = decode::<_, CONTROL_MEMORY>(bytes)?;
+        bounded(bundle.controls.len(), limits::CONTROLS_MAX)?;
+        Ok(bundle)
+    }
+}
+
+impl DenyList {
+    pub fn bytes(&self) -> Result<Vec<u8>, MessageError> {
+        encode(self)
+    }
+
+    pub fn read(bytes: &[u8]) -> Result<DenyList, MessageError> {
+        decode::<_, CONTROL_MEMORY>(bytes)
+    }
+
+    /// Everything that either says, without what may be left out by now.
+    pub fn union(&self, other: &DenyList, now_ms: i64) -> DenyList {
+        let mut all: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
+        for denial in self.denied.iter().chain(&other.denied).filter(|denial| denial.until_ms > now_ms) {
+            let (before_ms, until_ms) = all.entry(&denial.name).or_insert((denial.issued_before_ms, denial.until_ms));
+            *before_ms = denial.issued_before_ms.max(*before_ms);
+            *until_ms = denial.until_ms.max(*until_ms);
+        }
+        let denied = all
+            .into_iter()
+            .map(|(name, (issued_before_ms, until_ms))| Denial { name: name.to_owned(), issued_before_ms, until_ms })
+            .collect();
+        DenyList { made_ms: self.made_ms.max(other.made_ms), denied }
+    }
+
+    /// Whether it says everything that the other still says.
+    pub fn covers(&self, other: &DenyList, now_ms: i64) -> bool {
+        self.union(other, now_ms).denied == self.union(&DenyList::default(), now_ms).denied
+    }
+
+    /// For handshakes. A name that only a newer program understands is nobody's here.
+    pub fn denied(&self) -> Denied {
+        Denied::new(self.denied.iter().filter_map(|denial| Some((denial.name.parse().ok()?, denial.issued_before_ms))))
     }
 }
 

@@ -13,6 +13,7 @@ use muster_mesh::{
     limits,
     link::relay_side::ConnectionId,
     message::{self, CloseCode, Down, Facts, Hello, Limits, Up, Welcome},
+    papers::Papers,
     queue::directory::Entry,
     quic::{AcceptError, Arriving, Connection, ControlError, ControlReceiver, ControlSender, LaneError, LaneReceiver, Server, StreamError},
 };
@@ -45,6 +46,8 @@ pub struct Branch {
     pub clock: Arc<dyn Clock>,
     /// Asks for certificates go this way.
     pub carrier: Arc<Carrier>,
+    /// Who is denied.
+    pub papers: Arc<Papers>,
 }
 
 /// Takes agents until `stop`, then says goodbye to all of them.
@@ -240,12 +243,18 @@ impl Visit {
             end = speak(&mut sender, &branch.agents, &registered.bell, registered.id, answers) => end,
             () = carry(&branch.carrier, asked, answer) => End::with(CloseCode::Message, "the agent has no more to ask"),
             end = take_lanes(&connection, &reader, &mut readers) => end,
+            () = branch.papers.until_denied(&connection.peer().leaf) => denied(),
         };
         // Nothing more of it may reach an inbox once the next connection of the device asks what lies here.
         readers.shutdown().await;
         drop(registered);
         end
     }
+}
+
+fn denied() -> End {
+    metrics::counter!("muster_relay_denied_total").increment(1);
+    End::with(CloseCode::Denied, "this certificate was denied")
 }
 
 async fn listen(receiver: &mut ControlReceiver, branch: &Branch, id: ConnectionId, ask: mpsc::Sender<Bytes>) -> End {
@@ -347,7 +356,12 @@ impl Reader {
             let (run, broken) = self.run(first, &mut stream);
             if !run.is_empty() {
                 metrics::counter!("muster_relay_received_total", "lane" => lane.name()).increment(run.len() as u64);
-                inbox.put(self.id, &room, self.entries(run)).await?;
+                let entries = self.entries(run);
+                // Behind their time of receipt: nothing that came after the list of the denied is ever kept.
+                if self.branch.papers.denied().check(&self.connection.peer().leaf).is_err() {
+                    return Err(denied());
+                }
+                inbox.put(self.id, &room, entries).await?;
             }
             if let Some(end) = broken {
                 return Err(end);

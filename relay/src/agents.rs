@@ -271,13 +271,13 @@ impl Agents {
         }
     }
 
-    /// Policies and whatever else is signed.
-    pub fn signed(&self, signed: Vec<Vec<u8>>) {
+    /// Policies and whatever else is signed, and was believed.
+    pub fn signed(&self, signed: Vec<Bytes>) {
         if signed.is_empty() {
             return;
         }
         let mut inner = self.lock();
-        signed.into_iter().for_each(|bytes| inner.side.signed(Bytes::from(bytes)));
+        signed.into_iter().for_each(|bytes| inner.side.signed(bytes));
         inner.ring_all();
     }
 

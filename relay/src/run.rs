@@ -23,6 +23,7 @@ use muster_mesh::{
     ids::{InstanceId, Lane},
     limits,
     link::relay_sync::Rules,
+    papers::Papers,
     queue::{Position, directory::DirectoryError, segment::Segments},
     quic::{DoorServer, Server},
     reload::{Kept, Reloading, wake_at_hangup},
@@ -80,6 +81,8 @@ impl Relay {
         let carrier = Arc::new(Carrier::new(line.clone()));
         let status = Status::install();
         let agents = Arc::new(Agents::new(clock.now().wall_ms.max(0) as u64));
+        let papers = Arc::new(Papers::open(state.path(), keys.clone(), clock.now().wall_ms));
+        agents.signed(papers.all());
         let (lanes, writers) = buffers(config, state.path(), &agents, &clock)?;
         let server = Server::bind_with(config.agents.listen, &keys, config.agents.network)?;
         let agents_address = server.address();
@@ -100,6 +103,7 @@ impl Relay {
             lanes: lanes.clone(),
             clock: clock.clone(),
             carrier: carrier.clone(),
+            papers: papers.clone(),
         };
         let door = tokio::spawn(accept::serve(server, Arc::new(branch), closing_door.clone()));
         let (interval, first_retry) = (config.interval(), FIRST_RETRY);
@@ -125,9 +129,9 @@ impl Relay {
             };
             services.push(tokio::spawn(renewing.run(closing.clone())));
         }
-        let sync = Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, interval, first_retry });
+        let gauges = tokio::spawn(measure(agents.clone(), papers.clone(), clock.clone(), closing.clone()));
+        let sync = Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, papers, interval, first_retry });
         let syncs = Lane::ALL.map(|lane| tokio::spawn(sync.clone().run(lane, closing.clone()))).into();
-        let gauges = tokio::spawn(measure(agents.clone(), closing.clone()));
         ready.store(true, Ordering::Relaxed);
         tracing::info!(%agents_address, hub = hub.address, "muster-relay takes agents of {}", keys.identity().name.site().unwrap_or_default());
         services.push(gauges);
@@ -230,10 +234,11 @@ fn open(lane: Lane, folder: std::path::PathBuf, budget: Bytes) -> impl FnMut() -
     move || Buffer::open(lane, Segments::open(&folder, CACHE_BYTES)?, size, InstanceId(chance::random_16()), Rules::default())
 }
 
-async fn measure(agents: Arc<Agents>, stop: CancellationToken) {
+async fn measure(agents: Arc<Agents>, papers: Arc<Papers>, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let mut every = tokio::time::interval(Duration::from_secs(5));
     while stop.run_until_cancelled(every.tick()).await.is_some() {
         metrics::gauge!("muster_relay_agents").set(agents.count() as f64);
+        papers.measure(clock.now().wall_ms);
     }
 }
 

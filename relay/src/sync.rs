@@ -13,7 +13,10 @@ use muster_mesh::{
     door::{DOOR_CONTENT_TYPE, DOOR_PROTOCOL},
     ids::Lane,
     limits,
-    message::{Answer, CloseCode, PostHead, SYNC_CONTENT_TYPE, SYNC_PROTOCOL, Snapshot, Taken},
+    message::{
+        Answer, CloseCode, HeldVersion, PostHead, SIGNED_CONTENT_TYPE, SIGNED_PROTOCOL, SYNC_CONTENT_TYPE, SYNC_PROTOCOL, Snapshot, Taken,
+    },
+    papers::Papers,
 };
 use reqwest::{
     StatusCode,
@@ -45,6 +48,8 @@ const WORTH_ENVELOPES: usize = limits::POST_ENVELOPES_MAX / 4;
 const WORTH_BYTES: usize = limits::POST_BYTES_MAX / 4;
 /// After an answer that asks for the same again: a hub that always does isn't asked in a circle.
 const AGAIN: Duration = Duration::from_millis(100);
+/// A hub that doesn't take over what it is shown is shown it again after this.
+const SHOW_EVERY: Duration = Duration::from_secs(15);
 /// Presence of many devices with many tails must leave room for the rest of the head.
 const PRESENCE_BYTES_MAX: usize = 2 << 20;
 /// Asks, versions and queue states: an ask has at most 16 + 16 + 9 bytes.
@@ -67,6 +72,8 @@ pub struct HubSync {
     pub agents: Arc<Agents>,
     pub lanes: [LaneInbox; 2],
     pub clock: Arc<dyn Clock>,
+    /// What the hub signed.
+    pub papers: Arc<Papers>,
     /// While there is something to sync.
     pub interval: Duration,
     /// While the hub doesn't answer, the first retry comes within this: usually [`FIRST_RETRY`].
@@ -77,7 +84,8 @@ impl HubSync {
     /// Syncs one lane until `stop`. A POST in flight is given up: its envelopes go again after the start.
     pub async fn run(self: Arc<Self>, lane: Lane, stop: CancellationToken) {
         let pace = Pace::new(self.first_retry);
-        let mut lane = LaneSync { sync: self, lane, pace, bytes_max: limits::POST_BYTES_MAX, presence_at: Instant::now() };
+        let mut lane =
+            LaneSync { sync: self, lane, pace, bytes_max: limits::POST_BYTES_MAX, presence_at: Instant::now(), show_at: Instant::now() };
         // Closed: the program stops anyway.
         let _ = stop.run_until_cancelled(lane.run()).await;
     }
@@ -92,6 +100,8 @@ struct LaneSync {
     bytes_max: usize,
     /// Telemetry: presence is due then.
     presence_at: Instant,
+    /// What the hub doesn't know is shown from here on.
+    show_at: Instant,
 }
 
 /// A POST that was put together.
@@ -198,7 +208,7 @@ impl LaneSync {
     }
 
     fn taken(&mut self, taken: Taken, prepared: Prepared) -> Result<Duration, Closed> {
-        let sync = &self.sync;
+        let sync = self.sync.clone();
         let counts = taken.counts;
         let named = [
             ("stored", counts.stored),
@@ -219,8 +229,10 @@ impl LaneSync {
         for lane in &sync.lanes {
             lane.backed_up(taken.backed_up[lane.lane().index()])?;
         }
+        // An ack may be signed with a key that only the newest bundle names.
+        self.signed(taken.signed);
+        self.show(&taken.versions);
         sync.agents.acks(taken.acks);
-        sync.agents.signed(taken.signed);
         if let Some(snapshot) = &prepared.snapshot {
             sync.agents.snapshot_taken(snapshot);
             self.presence_at = Instant::now() + limits::PRESENCE_EVERY.saturating_sub(sync.interval.min(limits::PRESENCE_EVERY / 2));
@@ -228,6 +240,46 @@ impl LaneSync {
         self.bytes_max = limits::POST_BYTES_MAX.min(self.bytes_max * 2);
         let worth = prepared.envelopes >= WORTH_ENVELOPES || prepared.bytes >= WORTH_BYTES;
         Ok(if worth && prepared.waiting > 0 { Duration::ZERO } else { sync.interval })
+    }
+
+    /// What the hub signed is believed here before it is obeyed, kept, and passed on.
+    fn signed(&self, signed: Vec<Vec<u8>>) {
+        let sync = &self.sync;
+        let mut believed = Vec::new();
+        for bytes in signed {
+            let bytes = Bytes::from(bytes);
+            match sync.papers.take(&bytes, sync.clock.now().wall_ms) {
+                Ok(paper) => {
+                    sync.papers.keep(&paper.signed, &bytes);
+                    believed.push(bytes);
+                }
+                Err(error) => {
+                    metrics::counter!("muster_relay_unproven_total", "why" => error.name()).increment(1);
+                    tracing::warn!(%error, "the hub's answer holds something that isn't the hub's word: it is neither obeyed nor passed on");
+                }
+            }
+        }
+        sync.agents.signed(believed);
+    }
+
+    /// A hub that says less than a hub of this mesh has signed is shown it: one that was put back from a backup lets nobody in again.
+    fn show(&mut self, hub: &[HeldVersion]) {
+        let unknown = self.sync.papers.unknown_to(hub);
+        if unknown.is_empty() || self.lane != Lane::Telemetry || Instant::now() < self.show_at {
+            return;
+        }
+        self.show_at = Instant::now() + SHOW_EVERY;
+        tracing::warn!(count = unknown.len(), "the hub says less than it has signed before: it is shown what lies here");
+        let line = self.sync.line.clone();
+        // Beside the next POST: what is shown is short.
+        tokio::spawn(async move {
+            for bytes in unknown {
+                if let Err(error) = line.show(bytes).await {
+                    tracing::warn!(%error, "the hub doesn't take what it has signed before; it is shown again");
+                    return;
+                }
+            }
+        });
     }
 
     fn unanswered(&mut self, error: PostError, prepared: &Prepared) -> Result<Duration, Closed> {
@@ -295,6 +347,7 @@ pub struct Line {
     client: reqwest::Client,
     url: String,
     door: String,
+    signed: String,
 }
 
 /// A line to the hub's door, for who has no certificate.
@@ -346,12 +399,27 @@ impl Line {
         let client = client(tls, &hub.address).map_err(|error| wrong(error.to_string()))?;
         // The name says nothing: whom it reaches is configured, and who answers is checked in the handshake.
         let url = |path: &str, protocol: u16| format!("https://{DIALLED_NAME}:{port}/{path}/{protocol}");
-        Ok(Line { client, url: url("sync", SYNC_PROTOCOL), door: url("door", DOOR_PROTOCOL) })
+        Ok(Line { client, url: url("sync", SYNC_PROTOCOL), door: url("door", DOOR_PROTOCOL), signed: url("signed", SIGNED_PROTOCOL) })
     }
 
     /// Carries an ask for a certificate, and its answer back.
     pub async fn ask(&self, ask: Bytes) -> Result<Bytes, PostError> {
         ask_at(&self.client, &self.door, ask).await
+    }
+
+    /// Shows the hub what a hub of this mesh has signed.
+    pub async fn show(&self, signed: Bytes) -> Result<(), PostError> {
+        let sent = self.client.post(&self.signed).header(CONTENT_TYPE, SIGNED_CONTENT_TYPE).body(signed).send().await;
+        let response = sent.map_err(unreachable)?;
+        let (status, retry_after) = (response.status(), retry_after(&response));
+        let bytes = whole(response).await?;
+        match status {
+            StatusCode::OK | StatusCode::NO_CONTENT => Ok(()),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Err(PostError::Busy(retry_after)),
+            StatusCode::NOT_FOUND => Err(PostError::Protocol(words(&bytes))),
+            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Err(PostError::Forbidden(words(&bytes))),
+            other => Err(PostError::Nonsense(format!("status {other}: {}", words(&bytes)))),
+        }
     }
 
     /// Sends one POST and reads its answer.

@@ -43,11 +43,12 @@ use tokio_util::sync::CancellationToken;
 
 #[path = "../../relay/tests/branch/disk.rs"]
 mod disk;
+mod forging;
 #[path = "../../relay/tests/branch/hub.rs"]
 mod hub;
 mod keeping;
 
-use hub::{Hub, Reply};
+use hub::{Hub, Reply, Signing};
 
 const SOON: Duration = Duration::from_secs(20);
 const DEVICE: DeviceId = DeviceId([7; 16]);
@@ -148,7 +149,8 @@ async fn a_policy_comes_down_and_is_not_sent_to_who_holds_it() {
     })
     .await
     .unwrap();
-    assert_eq!(*agent.papers.0.lock().unwrap(), [policy]);
+    let came = agent.papers.0.lock().unwrap().clone();
+    assert_eq!(came.iter().map(|signed| (signed.version, &signed.body)).collect::<Vec<_>>(), [(policy.version, &policy.body)]);
     agent.wake.notify_waiters();
     agent.observe(1).await;
     agent.until_all_in(Place::Hub).await;
@@ -171,7 +173,7 @@ impl Town {
     async fn new() -> Town {
         let (root, issuer) = Issuer::in_memory(DOMAIN, SystemClock::new().now().wall_ms).unwrap();
         let hub_keys = keys(&issuer, &root, Name::Hub { id: "hub-1".to_owned() });
-        Town { hub: Hub::start(&hub_keys).await, root, issuer }
+        Town { hub: Hub::start(&hub_keys, Signing::new(&root, &issuer)).await, root, issuer }
     }
 
     async fn relay(&self, id: &str) -> Office {
@@ -213,18 +215,20 @@ impl Town {
         let (doing, said) = watch::channel(Doing { state: State::Active, since_ms: 1 });
         let (link, linked) = watch::channel(Link::default());
         let (papers, wake, stop): (Arc<Papers>, Arc<Notify>, CancellationToken) = Default::default();
+        let trust = Arc::new(muster_mesh::papers::Papers::open(folder.path(), keys.clone(), SystemClock::new().now().wall_ms));
         let uplink = Uplink {
             client: Client::new(&keys),
             relays,
             keeper: keeper.clone(),
             doing: said,
             news: papers.clone(),
+            papers: trust.clone(),
             asks: Default::default(),
             wake: wake.clone(),
             link,
         };
         let task = tokio::spawn(uplink.run(stop.clone()));
-        Laptop { folder, keepers, keeper, notes, papers, wake, stop, task, linked, _doing: doing }
+        Laptop { folder, keepers, keeper, notes, trust, papers, wake, stop, task, linked, _doing: doing }
     }
 }
 
@@ -300,6 +304,7 @@ struct Laptop {
     keepers: Keepers,
     keeper: Keeper,
     notes: Arc<Mutex<Notes>>,
+    trust: Arc<muster_mesh::papers::Papers>,
     papers: Arc<Papers>,
     wake: Arc<Notify>,
     stop: CancellationToken,
@@ -385,7 +390,7 @@ impl News for Papers {
         self.0.lock().unwrap().iter().map(|signed| HeldVersion { kind: signed.kind, version: signed.version }).collect()
     }
 
-    fn signed(&self, signed: Signed) {
+    fn signed(&self, signed: Signed, _bytes: &bytes::Bytes) {
         self.0.lock().unwrap().push(signed);
     }
 

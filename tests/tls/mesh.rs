@@ -69,9 +69,10 @@ pub fn hub_name() -> Name {
 }
 
 fn hub_config(folder: &Path, ca: &Authority) -> muster_hub::config::Config {
-    use muster_hub::config::{Config, Mesh, StatusAt, StoreAt, Web};
+    use muster_hub::config::{Config, ControlFiles, Mesh, StatusAt, StoreAt, Web};
     let at = |name: &str| folder.join(name);
     ca.write(folder, "hub", &ca.good(&hub_name()));
+    ca.write(folder, "control", &ca.good(&Name::Control { n: 1 }));
     std::fs::write(at("policy.toml"), include_str!("../../ops/examples/policy.toml")).unwrap();
     std::fs::write(at("issued.jsonl"), "").unwrap();
     Config {
@@ -82,6 +83,7 @@ fn hub_config(folder: &Path, ca: &Authority) -> muster_hub::config::Config {
         mesh: Mesh { listen: anywhere(), certificate: at("hub.pem"), key: at("hub.key"), roots: at("roots.pem"), address: None },
         door: None,
         signer: None,
+        control: Some(ControlFiles { certificate: at("control.pem"), key: at("control.key") }),
         web: Web { listen: anywhere(), certificate: None, key: None },
         store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
         status: StatusAt { listen: anywhere() },

@@ -43,3 +43,38 @@ CREATE TABLE dials (
     address TEXT NOT NULL,
     door TEXT NOT NULL
 ) WITHOUT ROWID;
+-- Whose signatures count under what comes down. The private halves stay with each hub.
+CREATE TABLE control_keys (
+    n BIGINT NOT NULL PRIMARY KEY,
+    chain TEXT NOT NULL,             -- PEM: the leaf, then who issued it
+    since_ms BIGINT NOT NULL,
+    ended_ms BIGINT                  -- from then on nobody is to believe it
+) WITHOUT ROWID;
+-- Every version of what is signed besides policies, which have a table of their own.
+CREATE TABLE papers (
+    kind BIGINT NOT NULL,            -- 3 the denied, 4 a bundle
+    epoch BIGINT NOT NULL,
+    n BIGINT NOT NULL,
+    at_ms BIGINT NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (kind, epoch, n)
+) WITHOUT ROWID;
+CREATE TABLE denied (
+    name TEXT NOT NULL PRIMARY KEY,  -- site/oslo/relay/oslo-1
+    issued_before_ms BIGINT NOT NULL,
+    until_ms BIGINT NOT NULL,        -- no such certificate is alive any more
+    at_ms BIGINT NOT NULL,
+    why TEXT NOT NULL,
+    epoch BIGINT,                    -- with n, the first version of the list that names it; null: none does yet
+    n BIGINT
+) WITHOUT ROWID;
+-- Who has said that it holds which version, when it first said so.
+CREATE TABLE held_versions (
+    name TEXT NOT NULL,
+    kind BIGINT NOT NULL,
+    epoch BIGINT NOT NULL,
+    n BIGINT NOT NULL,
+    at_ms BIGINT NOT NULL,           -- by this hub's clock
+    said_ms BIGINT NOT NULL,         -- by the speaker's
+    PRIMARY KEY (name, kind, epoch, n)
+) WITHOUT ROWID;

@@ -138,6 +138,15 @@ pub struct Approval {
 #[serde(deny_unknown_fields)]
 pub struct Denial {
     member: String,
+    /// At most 200 characters in one line, such as: lost on a train.
+    #[serde(default)]
+    why: String,
+}
+
+/// Nobody takes it any more: the hub at once, each relay and agent with the hub's next answer.
+#[derive(Serialize, ToSchema)]
+pub struct Denied {
+    member: String,
 }
 
 async fn make_token(hub: Arc<Hub>, call: Call) -> Result<Said, ApiError> {
@@ -183,19 +192,14 @@ async fn list_members(hub: Arc<Hub>, call: Call) -> Result<Said, ApiError> {
 async fn approve(hub: Arc<Hub>, call: Call) -> Result<Said, ApiError> {
     let Approval { member, owner } = call.json()?;
     admission::approve(&hub.store, &named(&member)?, owner.map(Owner::from)).await?;
-    changed(&hub, &member).await
+    let member = hub.store.member(&member).await?.ok_or(ApiError::NotFound)?;
+    Said::about(About { device_id: None, whom: member.name.clone() }, &MemberShown::from(member))
 }
 
 async fn deny(hub: Arc<Hub>, call: Call) -> Result<Said, ApiError> {
-    let Denial { member } = call.json()?;
-    admission::deny(&hub.store, &named(&member)?, hub.now_ms()).await?;
-    changed(&hub, &member).await
-}
-
-/// How it stands now.
-async fn changed(hub: &Hub, member: &str) -> Result<Said, ApiError> {
-    let member = hub.store.member(member).await?.ok_or(ApiError::NotFound)?;
-    Said::about(About { device_id: None, whom: member.name.clone() }, &MemberShown::from(member))
+    let Denial { member, why } = call.json()?;
+    admission::deny(&hub.store, &named(&member)?, hub.now_ms(), &why).await?;
+    Said::about(About { device_id: None, whom: member.clone() }, &Denied { member })
 }
 
 fn named(member: &str) -> Result<Name, ApiError> {

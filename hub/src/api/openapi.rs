@@ -20,7 +20,7 @@ use super::{
     devices::{DeviceList, DeviceShown, MissingShown},
     login::{Credentials, Token},
     looks::LookList,
-    members::{Approval, Denial, MemberList, MemberShown, TokenEnded, TokenList, TokenMade, TokenWanted},
+    members::{Approval, Denial, Denied, MemberList, MemberShown, TokenEnded, TokenList, TokenMade, TokenWanted},
     pictures::PictureList,
     policy::PolicyShown,
     problem::Problem,
@@ -109,7 +109,7 @@ impl Meaning {
             Operation::ApproveMember => Meaning::taking::<Approval, MemberShown>(
                 "Says whose a waiting computer is, or lets one that came back too often in once more",
             ),
-            Operation::DenyMember => Meaning::taking::<Denial, MemberShown>("Lets a member have no certificate any more"),
+            Operation::DenyMember => Meaning::taking::<Denial, Denied>("Lets nobody take a member any more"),
         }
     }
 

@@ -130,6 +130,7 @@ impl From<IngestError> for ApiError {
             // Also what the database refuses: the relay keeps it, and the next build may take it.
             IngestError::Store(error) => ApiError::Later(error.to_string()),
             IngestError::Objects(error) => ApiError::Later(error.to_string()),
+            IngestError::Sign(error) => ApiError::Later(error.to_string()),
             IngestError::Stopped => ApiError::Later(error.to_string()),
         }
     }

@@ -90,10 +90,13 @@ pub enum MemberVerb {
         #[arg(long, requires = "person")]
         name: Option<String>,
     },
-    /// No certificate is issued to it any more
+    /// Nobody takes what it says any more, and no certificate is issued to it
     Deny {
-        /// As `list` shows it
+        /// As `list` shows it; also one that was never enrolled, whose certificate came as a file
         member: Name,
+        /// For those who read the list later
+        #[arg(long, default_value = "muster-hub member deny", value_name = "TEXT")]
+        why: String,
     },
 }
 
@@ -165,9 +168,10 @@ pub async fn member(config: &Config, verb: MemberVerb) -> anyhow::Result<()> {
             admission::approve(&store, &member, owner).await.map_err(complaint)?;
             println!("{member} is approved. It notices within a minute.");
         }
-        MemberVerb::Deny { member } => {
-            admission::deny(&store, &member, SystemClock::new().now().wall_ms).await.map_err(complaint)?;
-            println!("{member} gets no certificate any more.");
+        MemberVerb::Deny { member, why } => {
+            let now_ms = SystemClock::new().now().wall_ms;
+            admission::deny(&store, &member, now_ms, &why).await.map_err(complaint)?;
+            println!("Nobody takes {member} any more: this hub at once, each relay and agent with the hub's next answer.");
         }
     }
     store.close().await;

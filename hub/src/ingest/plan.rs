@@ -6,6 +6,7 @@
 //! | new, opens, of kinds with rows | stored | rows |
 //! | new, from another version, or it doesn't decode | held | the envelope |
 //! | new, with a picture that isn't what its record says | held | the envelope |
+//! | new, of a denied device, taken by a relay that knew it | refused | a line |
 //! | new, breaks a bound, or says test mode at a hub without it | refused | a line |
 //! | new, all of it older than its retention | expired | a line |
 //! | known, with the same content | repeat | – |
@@ -76,13 +77,15 @@ pub struct Known {
 }
 
 /// What the hub decides by, besides the POST itself.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Rules {
     pub now_ms: i64,
     /// The relay's clock when it sent the POST.
     pub relay_ms: i64,
     pub test_mode: bool,
     pub retention: Retention,
+    /// Devices that are denied, and since when their relay, by its clock, has known it.
+    pub denied: BTreeMap<DeviceId, i64>,
 }
 
 /// How long each kind is kept, in days: what tells most of a person no longer than the rest.
@@ -254,6 +257,7 @@ fn decide_one(whole: &Whole, known: &mut Known, rules: &Rules) -> Outcome {
         Judgement::Repeat => Outcome::new(Verdict::Repeat, Reason::None, Keep::Nothing),
         Judgement::OtherContent => Outcome::new(Verdict::Held, Reason::OtherContent, Keep::Envelope { alarm: true }),
         Judgement::TooManyRanges => Outcome::returned(ReturnReason::TooManyRanges),
+        Judgement::New if came_denied(whole, rules) => Outcome::new(Verdict::Refused, Reason::Denied, Keep::Line),
         Judgement::New if excuses_too_much(whole, known) => Outcome::returned(ReturnReason::TooManyRanges),
         Judgement::New => match &whole.opened {
             Ok(batch) => judge_batch(batch, whole, trusted, known, rules),
@@ -262,6 +266,11 @@ fn decide_one(whole: &Whole, known: &mut Known, rules: &Rules) -> Outcome {
     };
     settle_numbers(whole, &outcome, known, rules.now_ms);
     outcome
+}
+
+/// Taken by a relay that had been told not to.
+fn came_denied(whole: &Whole, rules: &Rules) -> bool {
+    rules.denied.get(&whole.envelope.header().device).is_some_and(|since_ms| whole.facts.receipt_ms > *since_ms)
 }
 
 fn judge_unopened(error: OpenError) -> Outcome {

@@ -131,8 +131,8 @@ impl Studio {
 
 fn another(world: &World, objects: Arc<Objects>) -> Arc<Hub> {
     let tokens = Tokens::open(&world.folder.path().join("token.key")).unwrap();
-    let (store, policies) = (world.hub.store.clone(), world.hub.policies.clone());
-    Arc::new(Hub::new(store, objects, Arc::new(world.clock.clone()), policies, tokens, world.hub.ingest.test_mode))
+    let (store, policies, control) = (world.hub.store.clone(), world.hub.policies.clone(), world.hub.control.clone());
+    Arc::new(Hub::new(store, objects, Arc::new(world.clock.clone()), policies, control, tokens, world.hub.ingest.test_mode))
 }
 
 pub fn real_ms() -> i64 {

@@ -1,13 +1,26 @@
 //! Async: a hub's database with a clock that stands, and relays and devices that bring what a test wants.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::Bytes;
-use muster_hub::{hub::Hub, objects::Objects, policy::Policies, store::Store, token::Tokens};
+use muster_certs::{Identity, Issuer, KeyRequest, Keys, Name, Role, SystemTime, issue_control};
+use muster_hub::{
+    control::{Control, Own},
+    hub::Hub,
+    objects::Objects,
+    policy::Policies,
+    store::Store,
+    token::Tokens,
+};
 use muster_mesh::{
     batch::{Batch, Envelope, Head, Tail},
     clock::{Clock, ManualClock, Reading},
+    control_key::ControlKey,
     ids::{BootId, DeviceId, InstanceId, Lane, SpoolId, Version},
     message::{Answer, Ask, Facts, HubAck, PostHead, QueueState, Signed, Taken},
     record::{Activity, Application, Focus, Gap, GapReason, Heartbeat, Kind, Numbers, Record, Session, Source, State},
@@ -222,7 +235,50 @@ async fn open(url: &str, folder: &std::path::Path, clock: &ManualClock, test_mod
     let policies = Policies::open(store.clone(), folder.join("policy.toml"), test_mode, restored, now_ms).await.unwrap();
     let tokens = Tokens::open(&folder.join("token.key")).unwrap();
     let objects = Objects::open(folder.join("objects").to_str().unwrap()).unwrap();
-    Arc::new(Hub::new(store, Arc::new(objects), Arc::new(clock.clone()), Arc::new(policies), tokens, test_mode))
+    let control = Arc::new(mesh_of_one().control(store.clone(), restored, now_ms).await);
+    Arc::new(Hub::new(store, Arc::new(objects), Arc::new(clock.clone()), Arc::new(policies), control, tokens, test_mode))
+}
+
+/// A CA, and a hub's own keys of it: the same for all hubs of a test's process, as those of one mesh.
+pub struct Papers {
+    pub root: String,
+    pub issuer: Issuer,
+    key: String,
+    chain: String,
+    hub: muster_certs::Signed,
+}
+
+pub const DOMAIN: &str = "muster.test";
+
+pub fn mesh_of_one() -> &'static Papers {
+    static PAPERS: LazyLock<Papers> = LazyLock::new(|| {
+        let (root, issuer) = Issuer::in_memory(DOMAIN, NOW).unwrap();
+        let key = KeyRequest::generate().unwrap().key_pem;
+        let chain = issue_control(&issuer, 1, &key, NOW).unwrap().pem;
+        let hub = issuer.issue(&Identity::new(DOMAIN, Name::Hub { id: "hub-1".into() }).unwrap(), NOW).unwrap();
+        Papers { root: root.pem().to_owned(), issuer, key, chain, hub }
+    });
+    &PAPERS
+}
+
+impl Papers {
+    /// The control key of all hubs here.
+    pub fn key(&self) -> ControlKey {
+        ControlKey::from_pem(1, &self.key).unwrap()
+    }
+
+    /// Keys of somebody of this mesh.
+    pub fn keys(&self, name: Name) -> Arc<Keys> {
+        let role = name.role();
+        let signed = self.issuer.issue(&Identity::new(DOMAIN, name).unwrap(), NOW).unwrap();
+        Keys::from_pem(&signed.pem, &signed.key_pem, &self.root, role, Arc::new(SystemTime)).unwrap()
+    }
+
+    async fn control(&self, store: Arc<Store>, restored: bool, now_ms: i64) -> Control {
+        let keys = Keys::from_pem(&self.hub.pem, &self.hub.key_pem, &self.root, Role::Hub, Arc::new(SystemTime)).unwrap();
+        let own = Own { key: self.key(), chain: self.chain.clone(), renews: None };
+        Control::open(store, keys, own, restored, now_ms).await.unwrap()
+    }
 }
 
 /// A policy that keeps some kinds for another time.

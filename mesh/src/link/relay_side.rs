@@ -235,7 +235,9 @@ impl RelaySide {
         if let Some(returned) = connection.returned.pop_front() {
             return Some(Down::Returned(returned));
         }
-        if let Some((_, bytes)) = connection.news.pop_first() {
+        // By the bundle the others are believed.
+        let bundle = connection.news.remove(&(SignedKind::Bundle.as_u8(), None));
+        if let Some(bytes) = bundle.or_else(|| connection.news.pop_first().map(|(_, bytes)| bytes)) {
             return Some(Down::Signed(bytes));
         }
         connection.acks.pop_first().map(|(_, bytes)| Down::Signed(bytes))

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use muster_agent::{batcher::Batcher, spool::BatchContext};
+use muster_certs::{Identity, Issuer, Keys, Name, Role, SystemTime};
 use muster_hub::{
+    control::{Control, Own},
     ingest::{Ingest, pictures::Pictures},
     objects::Objects,
     policy::Policies,
@@ -13,6 +15,7 @@ use muster_hub::{
 use muster_mesh::{
     batch::{Batch, Head},
     clock::{Clock, Reading, SystemClock, Zone},
+    control_key::ControlKey,
     ids::{BootId, DeviceId, InstanceId, Lane, SpoolId, Version},
     limits,
     message::{Answer, Facts, PostHead, QueueState},
@@ -204,7 +207,18 @@ pub async fn hub(place: &Place) -> anyhow::Result<Ingest> {
     let policies = Arc::new(Policies::open(store.clone(), policy, true, false, clock.now().wall_ms).await?);
     let objects = Objects::open(&place.folder().join("objects").display().to_string())?;
     let pictures = Pictures::new(Arc::new(objects), clock.clone());
-    Ok(Ingest { store, clock, policies, presences: Arc::default(), pictures, test_mode: true })
+    let control = Arc::new(control(store.clone(), clock.now().wall_ms).await?);
+    Ok(Ingest { store, clock, policies, control, presences: Arc::default(), pictures, test_mode: true })
+}
+
+/// A throw-away signature: what a hub answers is signed.
+async fn control(store: Arc<Store>, now_ms: i64) -> anyhow::Result<Control> {
+    const DOMAIN: &str = "bench.muster.internal";
+    let (root, issuer) = Issuer::in_memory(DOMAIN, now_ms)?;
+    let hub = issuer.issue(&Identity::new(DOMAIN, Name::Hub { id: "hub-1".to_owned() })?, now_ms)?;
+    let keys = Keys::from_pem(&hub.pem, &hub.key_pem, root.pem(), Role::Hub, Arc::new(SystemTime))?;
+    let (key, chain) = ControlKey::issue(&issuer, 1, now_ms)?;
+    Control::open(store, keys, Own { key, chain: chain.pem, renews: None }, false, now_ms).await
 }
 
 async fn ingest(place: &Place, posts: &Posts) -> anyhow::Result<f64> {

@@ -6,10 +6,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use muster_certs::{Keys, Role, server_config};
+use muster_certs::{Issuer, Keys, Role, Root, server_config};
 use muster_mesh::{
+    clock::{Clock, SystemClock},
+    control_key::ControlKey,
     ids::{DeviceId, SpoolId, Version},
-    message::{Answer, HubAck, PostHead, Posted, Signed, SignedKind, Taken, Verdict},
+    message::{Answer, Bundle, ControlChain, HeldVersion, HubAck, PostHead, Posted, Signed, SignedKind, Taken, Verdict},
     ranges::Ranges,
 };
 use tokio::{
@@ -33,17 +35,48 @@ pub struct Kept {
     pub stored: BTreeMap<(DeviceId, SpoolId), Ranges>,
     /// Said before POSTs are taken.
     pub replies: VecDeque<Reply>,
+    /// What the hub says under its signature, behind its bundle.
     pub signed: Vec<Signed>,
+    /// What somebody between puts among the acks, and among the rest.
+    pub forged: [Vec<Vec<u8>>; 2],
+    /// What relays showed it.
+    pub shown: Vec<Bytes>,
+    /// The hub is silent about what it has.
+    pub mute: bool,
+}
+
+/// The hub's signature.
+pub struct Signing {
+    pub key: ControlKey,
+    pub bundle: Signed,
+}
+
+impl Signing {
+    pub fn new(root: &Root, issuer: &Issuer) -> Signing {
+        let made_ms = SystemClock::new().now().wall_ms;
+        let (key, chain) = ControlKey::issue(issuer, 1, made_ms).unwrap();
+        let controls = vec![ControlChain { n: 1, chain: chain.pem }];
+        let bundle = Bundle { made_ms, roots: root.pem().to_owned(), crosses: String::new(), controls };
+        let version = Version { epoch: 1, n: 1 };
+        Signing { key, bundle: Signed::new(SignedKind::Bundle, version, bundle.bytes().unwrap()) }
+    }
+
+    pub fn sign(&self, signed: &Signed) -> Vec<u8> {
+        self.key.sign(signed).unwrap()
+    }
 }
 
 pub struct Hub {
     pub address: String,
+    pub signing: Arc<Signing>,
     pub kept: Arc<Mutex<Kept>>,
     task: JoinHandle<()>,
 }
 
 impl Hub {
-    pub async fn start(keys: &Arc<Keys>) -> Hub {
+    pub async fn start(keys: &Arc<Keys>, signing: Signing) -> Hub {
+        let signing = Arc::new(signing);
+        let own = signing.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let tls = TlsAcceptor::from(Arc::new(server_config(keys, &[Role::Relay], &[b"http/1.1"]).unwrap()));
@@ -52,12 +85,15 @@ impl Hub {
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (tls, kept) = (tls.clone(), serving.clone());
+                let (tls, kept, signing) = (tls.clone(), serving.clone(), own.clone());
                 tokio::spawn(async move {
                     if let Ok(stream) = tls.accept(stream).await {
                         let mut stream = BufReader::new(stream);
-                        while let Some(body) = request(&mut stream).await {
-                            let reply = answer(&kept, body);
+                        while let Some((path, body)) = request(&mut stream).await {
+                            let reply = match &*path {
+                                "/signed/1" => shown(&kept, body),
+                                _ => answer(&kept, &signing, body),
+                            };
                             if stream.get_mut().write_all(&reply).await.is_err() {
                                 return;
                             }
@@ -66,7 +102,7 @@ impl Hub {
                 });
             }
         });
-        Hub { address, kept, task }
+        Hub { address, signing, kept, task }
     }
 
     pub fn say(&self, reply: Reply) {
@@ -85,14 +121,17 @@ impl Drop for Hub {
     }
 }
 
-async fn request(stream: &mut BufReader<tokio_rustls::server::TlsStream<tokio::net::TcpStream>>) -> Option<Bytes> {
-    let mut length = 0;
+async fn request(stream: &mut BufReader<tokio_rustls::server::TlsStream<tokio::net::TcpStream>>) -> Option<(String, Bytes)> {
+    let (mut path, mut length) = (String::new(), 0);
     loop {
         let mut line = String::new();
         if stream.read_line(&mut line).await.ok()? == 0 {
             return None;
         }
         let line = line.trim().to_lowercase();
+        if let Some(asked) = line.strip_prefix("post ") {
+            path = asked.split(' ').next().unwrap_or_default().to_owned();
+        }
         if let Some(value) = line.strip_prefix("content-length:") {
             length = value.trim().parse().ok()?;
         }
@@ -102,16 +141,21 @@ async fn request(stream: &mut BufReader<tokio_rustls::server::TlsStream<tokio::n
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
-    Some(body.into())
+    Some((path, body.into()))
 }
 
-fn answer(kept: &Mutex<Kept>, body: Bytes) -> Vec<u8> {
+fn shown(kept: &Mutex<Kept>, body: Bytes) -> Vec<u8> {
+    kept.lock().unwrap().shown.push(body);
+    b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()
+}
+
+fn answer(kept: &Mutex<Kept>, signing: &Signing, body: Bytes) -> Vec<u8> {
     let mut kept = kept.lock().unwrap();
     let (head, posted) = PostHead::read(body).unwrap();
     kept.heads.push(head.clone());
     let reply = match kept.replies.pop_front() {
         Some(reply) => reply,
-        None => Reply::Answer(Answer::Taken(take(&mut kept, &head, posted.into_iter().map(Result::unwrap).collect()))),
+        None => Reply::Answer(Answer::Taken(take(&mut kept, signing, &head, posted.into_iter().map(Result::unwrap).collect()))),
     };
     let (status, headers, body) = match reply {
         Reply::Answer(answer) => {
@@ -125,7 +169,7 @@ fn answer(kept: &Mutex<Kept>, body: Bytes) -> Vec<u8> {
     bytes
 }
 
-fn take(kept: &mut Kept, head: &PostHead, posted: Vec<Posted>) -> Taken {
+fn take(kept: &mut Kept, signing: &Signing, head: &PostHead, posted: Vec<Posted>) -> Taken {
     let mut taken = Taken { number: head.number, ..Taken::default() };
     let mut asked: BTreeMap<(DeviceId, SpoolId), u64> = head.asks.iter().map(|ask| ((ask.device, ask.spool), ask.from)).collect();
     for one in posted {
@@ -140,8 +184,14 @@ fn take(kept: &mut Kept, head: &PostHead, posted: Vec<Posted>) -> Taken {
         let Some(stored) = kept.stored.get(&(device, spool)) else { continue };
         let body = HubAck { stored: stored.from(from, 16), ..HubAck::default() }.bytes().unwrap();
         let ack = Signed { device: Some(device), spool: Some(spool), ..Signed::new(SignedKind::Ack, Version { epoch: 1, n: 0 }, body) };
-        taken.acks.push(ack.bytes().unwrap());
+        if !kept.mute {
+            taken.acks.push(signing.sign(&ack));
+        }
     }
-    taken.signed = kept.signed.iter().map(|signed| signed.bytes().unwrap()).collect();
+    let [acks, signed] = kept.forged.clone();
+    taken.acks.extend(acks);
+    let said = || std::iter::once(&signing.bundle).chain(&kept.signed);
+    taken.versions = said().map(|signed| HeldVersion { kind: signed.kind, version: signed.version }).collect();
+    taken.signed = said().map(|signed| signing.sign(signed)).chain(signed).collect();
     taken
 }

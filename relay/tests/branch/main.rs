@@ -11,7 +11,11 @@ use muster_mesh::{
     ids::{BootId, DeviceId, InstanceId, Lane, SpoolId, Version},
     limits,
     link::relay_sync::Rules,
-    message::{Ack, Answer, CloseCode, Down, Hello, HubAck, LaneState, Returned, Signed, StateNow, Up, Welcome},
+    message::{
+        Ack, Answer, CloseCode, Denial, DenyList, Down, Hello, HubAck, LaneState, PostHead, Returned, Signed, SignedKind, StateNow, Up,
+        Welcome,
+    },
+    papers::Papers,
     queue::Position,
     quic::{Client, Connection, ControlReceiver, ControlSender, Ended, Server},
     record::State,
@@ -31,7 +35,7 @@ mod disk;
 mod hub;
 
 use disk::Disk;
-use hub::{Hub, Reply};
+use hub::{Hub, Reply, Signing};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -287,10 +291,102 @@ async fn presence_and_asks_ride_with_telemetry() {
 #[tokio::test]
 async fn a_policy_reaches_agents_that_hold_an_older_one() {
     let office = Office::new().await;
-    let policy = Signed::new(muster_mesh::message::SignedKind::Policy, Version { epoch: 1, n: 4 }, b"{}".to_vec());
+    let policy = Signed::new(SignedKind::Policy, Version { epoch: 1, n: 4 }, b"{}".to_vec());
     office.hub.kept.lock().unwrap().signed.push(policy.clone());
     let mut agent = office.agent(7).await;
-    assert_eq!(agent.signed().await, policy);
+    let came = agent.signed(SignedKind::Policy).await;
+    assert_eq!((came.version, &came.body), (policy.version, &policy.body));
+}
+
+// --- the denied ---
+
+#[tokio::test]
+async fn a_denied_device_is_cut_off_and_turned_away_and_what_it_brought_before_is_kept() {
+    let office = Office::new().await;
+    for _ in 0..4 {
+        // The list comes with the first answer after the line was down.
+        office.hub.say(Reply::Status("503 Busy", ""));
+    }
+    let (mut lost, mut other) = (office.agent(7).await, office.agent(8).await);
+    lost.send(Lane::Telemetry, (1..=3).map(|seq| batch(7, 1, seq))).await;
+    assert_eq!(lost.acked(Lane::Telemetry, 3).await, 3);
+    office.hub.kept.lock().unwrap().signed.push(denying(1, &[agent_name("oslo", 7)]));
+    assert_eq!(lost.ended().await, Some(CloseCode::Denied));
+    // What it says from now on is read by nobody, whoever it is that it dials.
+    let again = office.dial(&office.ca.keys(agent_name("oslo", 7))).await;
+    let ended = timeout(SOON, again.closed()).await.unwrap();
+    assert!(!matches!(ended, Ended::ByUs), "{ended:?}");
+    office.until(|hub| hub.posted.len() == 3).await;
+    let told_ms = {
+        let kept = office.hub.kept.lock().unwrap();
+        let told = |head: &&PostHead| head.versions.iter().any(|held| held.kind == SignedKind::Deny.as_u8());
+        kept.heads.iter().find(told).map(|head| head.relay_ms)
+    };
+    if let Some(told_ms) = told_ms {
+        let kept = office.hub.kept.lock().unwrap();
+        assert!(kept.posted.iter().all(|posted| posted.facts.receipt_ms <= told_ms));
+    }
+    assert_eq!(other.signed(SignedKind::Deny).await.version.n, 1, "the list goes on to agents");
+    other.send(Lane::Telemetry, [batch(8, 2, 1)]).await;
+    assert_eq!(other.acked(Lane::Telemetry, 1).await, 1);
+}
+
+#[tokio::test]
+async fn a_batch_that_comes_after_the_list_is_never_kept() {
+    let office = Office::new().await;
+    let mut lost = office.agent(7).await;
+    lost.send(Lane::Telemetry, [batch(7, 1, 1)]).await;
+    assert_eq!(lost.acked(Lane::Telemetry, 1).await, 1);
+    office.papers.take(&office.hub.signing.sign(&office.hub.signing.bundle).into(), 0).unwrap();
+    let list = office.hub.signing.sign(&denying(1, &[agent_name("oslo", 7)]));
+    office.papers.take(&list.into(), 0).unwrap();
+    // From here on the list is in force, whether or not the connection has heard of it.
+    for seq in 2..50 {
+        lost.send(Lane::Telemetry, [batch(7, 1, seq)]).await;
+    }
+    assert_eq!(lost.ended().await, Some(CloseCode::Denied));
+    let contents = office.lanes[0].contents(Position::default(), 100).await.unwrap();
+    assert_eq!(contents.envelopes.iter().map(|one| one.seq).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
+async fn a_hub_that_says_less_than_it_has_signed_is_shown_it_and_lets_nobody_in_again_here() {
+    let office = Office::new().await;
+    office.hub.kept.lock().unwrap().signed.push(denying(9, &[agent_name("oslo", 7)]));
+    // Each batch is a POST, and its answer.
+    let mut other = office.agent(8).await;
+    other.send(Lane::Telemetry, [batch(8, 1, 1)]).await;
+    other.signed(SignedKind::Deny).await;
+    other.send(Lane::Telemetry, [batch(8, 1, 2)]).await;
+    let holds =
+        |hub: &hub::Kept, kind: SignedKind| hub.heads.last().is_some_and(|head| head.versions.iter().any(|held| held.kind == kind.as_u8()));
+    office.until(|hub| holds(hub, SignedKind::Deny)).await;
+    {
+        let mut kept = office.hub.kept.lock().unwrap();
+        assert!(kept.shown.is_empty(), "a hub that knows it all was shown something");
+        // Put back from before, with a new epoch, and somebody else was denied since.
+        kept.signed[0] = Signed { version: Version { epoch: 2, n: 1 }, ..denying(1, &[agent_name("oslo", 9)]) };
+    }
+    other.send(Lane::Telemetry, [batch(8, 1, 3)]).await;
+    office.until(|hub| hub.shown.len() >= 2).await;
+    let shown: Vec<Signed> = office.hub.kept.lock().unwrap().shown.iter().map(|bytes| Signed::read(bytes).unwrap()).collect();
+    assert_eq!((shown[0].kind, shown[1].kind), (SignedKind::Bundle.as_u8(), SignedKind::Deny.as_u8()));
+    assert_eq!(shown[1].version, Version { epoch: 1, n: 9 });
+    for n in [7, 9] {
+        let turned_away = office.dial(&office.ca.keys(agent_name("oslo", n))).await;
+        timeout(SOON, turned_away.closed()).await.unwrap();
+    }
+    other.send(Lane::Telemetry, [batch(8, 1, 4)]).await;
+    assert_eq!(other.acked(Lane::Telemetry, 4).await, 4);
+}
+
+/// A list of the denied, of whom nobody has a certificate that was issued later.
+fn denying(n: u32, names: &[Name]) -> Signed {
+    let now_ms = SystemClock::new().now().wall_ms;
+    let hour_ms = 3_600_000;
+    let denial = |name: &Name| Denial { name: name.to_string(), issued_before_ms: now_ms + hour_ms, until_ms: now_ms + 24 * hour_ms };
+    let list = DenyList { made_ms: now_ms, denied: names.iter().map(denial).collect() };
+    Signed::new(SignedKind::Deny, Version { epoch: 1, n }, list.bytes().unwrap())
 }
 
 // --- the office ---
@@ -320,6 +416,7 @@ struct Office {
     ca: Ca,
     hub: Hub,
     disk: Disk,
+    papers: Arc<Papers>,
     agents: Arc<Agents>,
     lanes: [LaneInbox; 2],
     address: String,
@@ -333,10 +430,11 @@ impl Office {
 
     async fn with(size: Size) -> Office {
         let ca = Ca::new();
-        let hub = Hub::start(&ca.keys(hub_name())).await;
+        let hub = Hub::start(&ca.keys(hub_name()), Signing::new(&ca.root, &ca.issuer)).await;
         let keys = ca.keys(relay_name());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let agents = Arc::new(Agents::new(1));
+        let papers = Arc::new(Papers::in_memory(keys.clone()));
         let disk = Disk::default();
         let telemetry = disk.clone();
         let mut born = 0;
@@ -360,14 +458,16 @@ impl Office {
             lanes: lanes.clone(),
             clock: clock.clone(),
             carrier: Arc::new(Carrier::new(line.clone())),
+            papers: papers.clone(),
         };
         tokio::spawn(accept::serve(server, Arc::new(branch), stop.clone()));
         let [interval, first_retry] = [Duration::from_millis(50); 2];
-        let sync = Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, interval, first_retry });
+        let sync =
+            Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, papers: papers.clone(), interval, first_retry });
         for lane in Lane::ALL {
             tokio::spawn(sync.clone().run(lane, stop.clone()));
         }
-        Office { ca, hub, disk, agents, lanes, address, stop }
+        Office { ca, hub, disk, papers, agents, lanes, address, stop }
     }
 
     async fn dial(&self, keys: &Arc<Keys>) -> Connection {
@@ -466,10 +566,15 @@ impl Agent {
         }
     }
 
-    async fn signed(&mut self) -> Signed {
+    async fn signed(&mut self, kind: SignedKind) -> Signed {
         loop {
             match self.next().await {
-                Down::Signed(bytes) => return Signed::read(&bytes).unwrap(),
+                Down::Signed(bytes) => {
+                    let signed = Signed::read(&bytes).unwrap();
+                    if signed.kind == kind.as_u8() {
+                        return signed;
+                    }
+                }
                 Down::Returned(Returned { .. }) => panic!("nothing is returned here"),
                 _ => {}
             }
@@ -477,7 +582,7 @@ impl Agent {
     }
 
     async fn hub_ack(&mut self) -> HubAck {
-        HubAck::read(&self.signed().await.body).unwrap()
+        HubAck::read(&self.signed(SignedKind::Ack).await.body).unwrap()
     }
 
     async fn ended(&mut self) -> Option<CloseCode> {

@@ -1,0 +1,170 @@
+//! Async: what the hub signs, who is denied, and what a hub that was put back from a backup learns from its relays.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use muster_certs::{Denied, Identity, Keys, Name, Role, SystemTime, When};
+use muster_hub::control::{self, Control, ControlError, Own};
+use muster_mesh::{
+    control_key::{ControlKey, Controls, Unproven},
+    ids::{Lane, Version},
+    message::{Answer, Bundle, DenyList, Facts, HeldVersion, PostHead, Reason, Signed, SignedKind, Taken, Verdict},
+};
+use world::*;
+
+#[tokio::test]
+async fn all_that_a_hub_answers_is_proven_by_its_bundle() {
+    each_store(async |mut world: World| {
+        let taken = world.post(&[sealed(1), sealed(2)]).await;
+        let (controls, _, bundle) = stranger().taking(&taken.signed[0], &Denied::default(), When::Taking(NOW)).unwrap();
+        assert_eq!(bundle.roots, mesh_of_one().root);
+        for bytes in taken.signed[1..].iter().chain(&taken.acks) {
+            controls.read(bytes, &Denied::default()).unwrap();
+        }
+        assert_eq!(taken.acks.len(), 1);
+        // Signed once, however often it is asked for.
+        let again = world.post(&[]).await;
+        assert_eq!(again.signed, taken.signed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_hubs_key_is_in_every_hubs_bundle() {
+    let Some(world) = World::on_postgres().await else { return skipped() };
+    let mesh = mesh_of_one();
+    let (key, chain) = ControlKey::issue(&mesh.issuer, 2, NOW).unwrap();
+    let second = key.sign(&Signed::new(SignedKind::Policy, Version { epoch: 1, n: 1 }, Vec::new())).unwrap();
+    let hub = mesh.issuer.issue(&Identity::new(DOMAIN, Name::Hub { id: "hub-2".into() }).unwrap(), NOW).unwrap();
+    let keys = Keys::from_pem(&hub.pem, &hub.key_pem, &mesh.root, Role::Hub, std::sync::Arc::new(SystemTime)).unwrap();
+    let own = Own { key, chain: chain.pem, renews: None };
+    let other = Control::open(world.hub.store.clone(), keys, own, false, NOW).await.unwrap();
+    world.hub.control.look(NOW).await.unwrap();
+    for control in [&world.hub.control, &other] {
+        let papers = control.newer_than(&[], &[]).unwrap();
+        let (controls, signed, _) = stranger().taking(&papers[0], &Denied::default(), When::Taking(NOW)).unwrap();
+        assert_eq!(signed.version, Version { epoch: 1, n: 2 });
+        assert!(controls.read(&second, &Denied::default()).is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_hub_put_back_from_a_backup_lets_nobody_in_again() {
+    each_store(async |mut world: World| {
+        deny(&world, "site/oslo/relay/lost").await;
+        let first = world.post(&[]).await;
+        let list = of_kind(&first, SignedKind::Deny).unwrap();
+        assert_eq!(DenyList::read(&Signed::read(&list).unwrap().body).unwrap().denied.len(), 1);
+        let handle = world.hub.control.denied();
+        assert!(handle.borrow().names(&"site/oslo/relay/lost".parse().unwrap()));
+        for announced in [false, true] {
+            // The backup is from before.
+            world.meddle("DELETE FROM denied; DELETE FROM papers WHERE kind = 3").await;
+            world.restart(announced).await;
+            assert!(of_kind(&world.post(&[]).await, SignedKind::Deny).is_none());
+            deny(&world, "site/oslo/relay/other").await;
+            world.hub.shown(&list).await.unwrap();
+            let taken = world.post(&[]).await;
+            let now = Signed::read(&of_kind(&taken, SignedKind::Deny).unwrap()).unwrap();
+            let names: Vec<String> = DenyList::read(&now.body).unwrap().denied.into_iter().map(|denial| denial.name).collect();
+            assert_eq!(names, ["site/oslo/relay/lost", "site/oslo/relay/other"], "yesterday's revocation is gone");
+            assert!(now.version > Signed::read(&list).unwrap().version);
+            assert!(world.hub.control.denied().borrow().names(&"site/oslo/relay/lost".parse().unwrap()));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hub_takes_a_new_epoch_only_on_sight_of_what_was_signed() {
+    each_store(async |mut world: World| {
+        let far = Version { epoch: 5, n: 40 };
+        let mut head = world.head(RELAY, false);
+        head.versions = vec![HeldVersion { kind: SignedKind::Policy.as_u8(), version: far }];
+        world.send(RELAY, &head, &[]).await;
+        assert_eq!(world.hub.policies.current().epoch, 1, "a relay's word alone raised the epoch");
+        let policy = Signed::new(SignedKind::Policy, far, b"{}".to_vec());
+        let unsigned = world.hub.shown(&policy.bytes().unwrap()).await;
+        assert!(matches!(unsigned, Err(ControlError::Unproven(Unproven::Unsigned))), "{unsigned:?}");
+        assert_eq!(world.hub.policies.current().epoch, 1);
+        world.hub.shown(&mesh_of_one().key().sign(&policy).unwrap()).await.unwrap();
+        assert_eq!((world.hub.policies.current().epoch, world.hub.policies.current().version.n), (6, 41));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bundle_that_the_database_forgot_brings_its_keys_back_under_a_version_above() {
+    each_store(async |mut world: World| {
+        let mesh = mesh_of_one();
+        let (key, chain) = ControlKey::issue(&mesh.issuer, 7, NOW).unwrap();
+        let own = Signed::read(&world.post(&[]).await.signed[0]).unwrap();
+        let mut body = Bundle::read(&own.body).unwrap();
+        body.controls.push(muster_mesh::message::ControlChain { n: 7, chain: chain.pem });
+        let known = Version { epoch: 1, n: 30 };
+        let forgotten = Signed::new(SignedKind::Bundle, known, body.bytes().unwrap());
+        // Signed by the key that this database doesn't know.
+        world.hub.shown(&key.sign(&forgotten).unwrap()).await.unwrap();
+        let now = world.post(&[]).await.signed[0].clone();
+        let (controls, signed, _) = stranger().taking(&now, &Denied::default(), When::Taking(NOW)).unwrap();
+        assert!(signed.version > known, "{:?}", signed.version);
+        assert!(controls.read(&key.sign(&Signed::new(SignedKind::Policy, known, Vec::new())).unwrap(), &Denied::default()).is_ok());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_relay_took_of_a_denied_device_after_it_was_told_is_refused_and_what_it_took_before_is_kept() {
+    each_store(async |mut world: World| {
+        let agent = format!("site/oslo/agent/{}", device(1));
+        deny(&world, &agent).await;
+        let version = Signed::read(&of_kind(&world.post(&[]).await, SignedKind::Deny).unwrap()).unwrap().version;
+        // Nobody has told this relay yet: what it brings came before.
+        assert_eq!(verdicts(&post(&mut world, 1, NOW - 10, None).await), (1, 0));
+        // Its clock says 09:00:02.500 when it first says that it has the list.
+        assert_eq!(verdicts(&post(&mut world, 2, NOW + 500, Some(version)).await), (1, 0));
+        let taken = post(&mut world, 3, NOW + 501, Some(version)).await;
+        assert_eq!(verdicts(&taken), (0, 1), "a batch that came after the list became rows");
+        let shown = ack_of(&taken, device(1), spool(1)).shown;
+        assert_eq!(shown, [(3, Verdict::Refused, Reason::Denied)]);
+        // Late, from before.
+        assert_eq!(verdicts(&post(&mut world, 4, NOW + 400, Some(version)).await), (1, 0));
+        assert_eq!(world.one("SELECT COUNT(*) FROM batches").await, 3);
+        assert_eq!(world.hub.store.held_versions(SignedKind::Deny.as_u8()).await.unwrap(), [(RELAY.to_owned(), version)]);
+    })
+    .await;
+}
+
+/// A hub's member that knows the root and nothing else.
+fn stranger() -> Controls {
+    Controls::new(DOMAIN, &mesh_of_one().root)
+}
+
+async fn deny(world: &World, name: &str) {
+    control::deny(&world.hub.store, &name.parse().unwrap(), world.now_ms(), "a test").await.unwrap();
+    world.hub.control.look(world.now_ms()).await.unwrap();
+}
+
+fn of_kind(taken: &Taken, kind: SignedKind) -> Option<Vec<u8>> {
+    taken.signed.iter().find(|bytes| Signed::read(bytes).unwrap().kind == kind.as_u8()).cloned()
+}
+
+fn verdicts(taken: &Taken) -> (u32, u32) {
+    (taken.counts.stored, taken.counts.refused)
+}
+
+/// One batch of device 1 that came to the relay at a time; the relay's clock says half a second after nine o'clock and two seconds.
+async fn post(world: &mut World, seq: u64, receipt_ms: i64, holds: Option<Version>) -> Taken {
+    let held = |version| HeldVersion { kind: SignedKind::Deny.as_u8(), version };
+    let head = PostHead { relay_ms: NOW + 500, versions: holds.map(held).into_iter().collect(), number: seq, ..world.head(RELAY, true) };
+    let queues = head.queues.iter().map(|queue| match queue.lane {
+        Lane::Telemetry => muster_mesh::message::QueueState { answered: seq - 1, ..*queue },
+        Lane::Pictures => *queue,
+    });
+    let head = PostHead { queues: queues.collect(), ..head };
+    let facts = [Facts { receipt_ms, ..facts(NOW) }];
+    match world.send_with(RELAY, &head, &[sealed(seq)], &facts).await {
+        Answer::Taken(taken) => taken,
+        other => panic!("{other:?}"),
+    }
+}
