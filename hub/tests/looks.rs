@@ -222,7 +222,7 @@ async fn relays_whose_pictures_wait_leave_the_way_free_for_telemetry() {
     let relay_keys = keys("relay", ca.issue_relay("oslo", "oslo-1").unwrap(), Role::Relay);
     let listener = serve::bind("127.0.0.1:0".parse().unwrap(), "mesh.listen").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-    let door = serve::Door::mesh(hub_keys, Arc::new(studio.world.clock.clone())).unwrap();
+    let door = serve::Door::mesh(hub_keys, Arc::new(studio.world.clock.clone()), studio.world.hub.control.denied()).unwrap();
     serve::spawn(listener, door, api::mesh(&studio.world.hub), stop.clone());
     let post = |body: Bytes| {
         let tls = client_config(&relay_keys, &Name::Hub { id: "hub-1".into() }, &[b"h2", b"http/1.1"]).unwrap();

@@ -261,7 +261,7 @@ async fn two_hubs_that_hear_one_request_at_once_issue_one_certificate() {
         }
     }
     assert_eq!(world.hub.store.members("", 10).await.unwrap().len(), 1);
-    assert!(matches!(office.enroll(&kari, "t").await, Ok(_)));
+    assert!(office.enroll(&kari, "t").await.is_ok());
 }
 
 // --- the office ---
