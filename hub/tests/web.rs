@@ -12,7 +12,7 @@ use std::{
 
 use muster_certs::{AltName, Ca, Identity, Issuer, LeafParams, Root, Signed, SystemTime, files, tls::provider};
 use muster_hub::{
-    config::{Config, Mesh, StatusAt, StoreAt, Web},
+    config::{Config, ControlFiles, Mesh, StatusAt, StoreAt, Web},
     running::{self, Running},
 };
 use muster_mesh::{
@@ -107,6 +107,7 @@ impl House {
         let at = |name: &str| folder.path().join(name);
         let ca = Ca::init(&at("ca"), "muster.test").unwrap();
         write_keys(&at("hub"), &ca.issue_hub("hub-1").unwrap());
+        write_keys(&at("control"), &ca.issue_control(1).unwrap());
         std::fs::write(at("policy.toml"), include_str!("policy.toml")).unwrap();
         let organisation = Organisation::new();
         let served = organisation.sign("localhost", 0, DAY_MS);
@@ -120,6 +121,7 @@ impl House {
             mesh: Mesh { listen: anywhere, certificate: at("hub.pem"), key: at("hub.key"), roots: ca.roots_path(), address: None },
             door: None,
             signer: None,
+            control: Some(ControlFiles { certificate: at("control.pem"), key: at("control.key") }),
             web: Web { listen: anywhere, certificate: Some(at("web.pem")), key: Some(at("web.key")) },
             store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
             status: StatusAt { listen: anywhere },
