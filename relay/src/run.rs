@@ -30,7 +30,11 @@ use muster_mesh::{
     status::Status,
 };
 use serde_json::{Value, json};
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -187,6 +191,8 @@ impl Relay {
 
 /// Runs until `stop`.
 pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
+    // From here on SIGHUP ends nothing, also while everything starts; those who look at certificates hear it.
+    let _hangup = signal(SignalKind::hangup()).context("SIGHUP can't be heard")?;
     let relay = Relay::start(config).await?;
     stop.cancelled().await;
     relay.stop().await
