@@ -10,6 +10,7 @@ use muster_certs::files::FileError;
 use muster_certs::*;
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 const DOMAIN: &str = "test.internal";
 const NOW_MS: i64 = 1_800_000_000_000;
@@ -326,6 +327,53 @@ fn an_expired_certificate_gives_way_to_a_later_one_only() {
 }
 
 #[test]
+fn the_same_files_change_nothing_and_the_root_that_ends_first_is_told() {
+    let node = Node::new(RELAY);
+    let keys = node.load(NOW_MS).unwrap();
+    assert_eq!(keys.reload(&node.certificate, &node.key, &node.roots).unwrap(), Reloaded::Same);
+    let first_end_ms = NOW_MS - 30 * DAY_MS + muster_certs::issuer::ROOT_LIFE_MS;
+    assert_eq!(keys.roots_end_ms(), first_end_ms);
+    let (later, _) = Issuer::in_memory(DOMAIN, NOW_MS).unwrap();
+    let roots = std::fs::read_to_string(&node.roots).unwrap();
+    files::write_public(&node.roots, (later.pem().to_owned() + &roots).as_bytes()).unwrap();
+    assert_eq!(keys.reload(&node.certificate, &node.key, &node.roots).unwrap(), Reloaded::Taken);
+    assert_eq!(keys.roots_end_ms(), first_end_ms);
+}
+
+#[test]
+fn who_missed_a_whole_rotation_comes_back_by_the_cross_certificate_alone() {
+    let node = Node::new(RELAY);
+    let keys = node.load(NOW_MS).unwrap();
+    let (new_root, new_issuer) = Issuer::in_memory(DOMAIN, NOW_MS).unwrap();
+    let signed = new_issuer.issue(&identity(RELAY), NOW_MS).unwrap();
+    files::write_secret(&node.key, signed.key_pem.as_bytes()).unwrap();
+    files::write_public(&node.roots, new_root.pem().as_bytes()).unwrap();
+    files::write_public(&node.certificate, signed.pem.as_bytes()).unwrap();
+    let error = keys.reload(&node.certificate, &node.key, &node.roots);
+    assert!(matches!(error, Err(KeysError::OtherRoots)), "{error:?}");
+    // The new root's key and name, under the old root's signature.
+    let new_key = rcgen::KeyPair::from_pem(&new_root.key_pem()).unwrap();
+    let old_key = rcgen::KeyPair::from_pem(&node.root.key_pem()).unwrap();
+    let by = rcgen::Issuer::from_ca_cert_pem(node.root.pem(), old_key).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = name_of(&new_root);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let cross = params.signed_by(&new_key, &by).unwrap();
+    files::write_public(&node.certificate, (signed.pem + &cross.pem()).as_bytes()).unwrap();
+    assert_eq!(keys.reload(&node.certificate, &node.key, &node.roots).unwrap(), Reloaded::Taken);
+    assert_eq!(keys.roots_pem(), new_root.pem());
+}
+
+/// As `Root` writes it: a common name and nothing else.
+fn name_of(root: &Root) -> rcgen::DistinguishedName {
+    let der = &muster_certs::material::certificates("roots", root.pem(), 1).unwrap()[0];
+    let (_, certificate) = X509Certificate::from_der(der).unwrap();
+    let mut name = rcgen::DistinguishedName::new();
+    name.push(rcgen::DnType::CommonName, certificate.subject().iter_common_name().next().unwrap().as_str().unwrap());
+    name
+}
+
+#[test]
 fn a_ca_lies_in_its_folder_as_documented() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("deep/ca");
@@ -431,6 +479,7 @@ fn refusal(change: impl FnOnce(&mut LeafParams)) -> LeafError {
 /// A node's three files, and the CA they came from.
 struct Node {
     _dir: tempfile::TempDir,
+    root: Root,
     issuer: Issuer,
     role: Role,
     certificate: PathBuf,
@@ -451,7 +500,7 @@ impl Node {
         files::write_secret(&key, signed.key_pem.as_bytes()).unwrap();
         files::write_public(&roots, root.pem().as_bytes()).unwrap();
         let role = identity(text).role();
-        Node { _dir: dir, issuer, role, certificate, key, roots }
+        Node { _dir: dir, root, issuer, role, certificate, key, roots }
     }
 
     fn load(&self, now_ms: i64) -> Result<Arc<Keys>, KeysError> {

@@ -82,6 +82,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
 
 async fn serve(config: Config, restored: bool) -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // From here on SIGHUP ends nothing, also while everything starts; those who look at certificates hear it.
+    let _hangup = signal(SignalKind::hangup())?;
     let running = running::start(config, restored).await?;
     tokio::select! {
         _ = interrupt.recv() => {}

@@ -32,6 +32,7 @@ use muster_mesh::{
 };
 use serde_json::{Value, json};
 use tokio::{
+    signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
     task::JoinHandle,
 };
@@ -196,6 +197,8 @@ impl Relay {
 
 /// Runs until `stop`.
 pub async fn run(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
+    // From here on SIGHUP ends nothing, also while everything starts; those who look at certificates hear it.
+    let _hangup = signal(SignalKind::hangup()).context("SIGHUP can't be heard")?;
     let relay = Relay::start(config).await?;
     stop.cancelled().await;
     relay.stop().await
