@@ -12,6 +12,7 @@ use muster_mesh::{
 
 use crate::{
     config::Config,
+    control,
     objects::{ObjectError, Objects},
     policy,
     restore::{self, Found},
@@ -46,6 +47,7 @@ pub async fn check(config: &Config, pictures: Pictures) -> Vec<Finding> {
     let finding = |what, said| Finding { what, said };
     vec![
         finding("certificate", certificate(config)),
+        finding("signature", signature(config)),
         finding("policy", policy_file(config)),
         finding("issued devices", list(config)),
         finding("database", database(config).await),
@@ -63,6 +65,10 @@ fn certificate(config: &Config) -> Result<String, Complaint> {
         Ok(()) => format!("{}", keys.identity()),
         Err(error) => format!("{}, but no relay will connect: {error}", keys.identity()),
     })
+}
+
+fn signature(config: &Config) -> Result<String, Complaint> {
+    control::check(config, &*running::keys(config)?, SystemClock::new().now().wall_ms)
 }
 
 fn policy_file(config: &Config) -> Result<String, Complaint> {
