@@ -12,6 +12,7 @@ use muster_mesh::{
 
 use crate::{
     config::Config,
+    control,
     objects::{ObjectError, Objects},
     policy,
     restore::{self, Found},
@@ -47,6 +48,7 @@ pub async fn check(config: &Config, pictures: Pictures) -> Vec<Finding> {
     vec![
         finding("certificate", certificate(config)),
         finding("web certificate", web_certificate(config)),
+        finding("signature", signature(config)),
         finding("policy", policy_file(config)),
         finding("issued devices", list(config)),
         finding("database", database(config).await),
@@ -75,6 +77,10 @@ fn web_certificate(config: &Config) -> Result<String, Complaint> {
             Err(error) => format!("people will be warned off: {error}"),
         },
     })
+}
+
+fn signature(config: &Config) -> Result<String, Complaint> {
+    control::check(config, &*running::keys(config)?, SystemClock::new().now().wall_ms)
 }
 
 fn policy_file(config: &Config) -> Result<String, Complaint> {

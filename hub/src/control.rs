@@ -417,31 +417,22 @@ impl Own {
         match (&config.control, signer) {
             (Some(files), _) => Ok(Own::of_files(files, keys, store, now_ms).await?),
             (None, Some(signer)) => Own::of_signer(&config.state, signer, store, now_ms).await,
-            (None, None) => {
-                let what = "this hub can sign nothing of what comes down, and no agent would believe it";
-                let todo = "Give [control] certificate and key, as `muster-certs issue control` writes them, or [signer]";
-                Err(Complaint::new(what, todo).into())
-            }
+            (None, None) => Err(signs_nothing().into()),
         }
     }
 
     async fn of_files(at: &ControlFiles, keys: &Keys, store: &Store, now_ms: i64) -> Result<Own, Complaint> {
-        let todo = "Give what `muster-certs issue control` wrote as `control.certificate` and `control.key`";
-        let unusable = |why: String| Complaint::new(format!("The hub's control certificate can't be used ({why})"), todo);
-        let chain = files::read(&at.certificate).map_err(|error| unusable(error.to_string()))?;
-        let pem = files::read_secret(&at.key).map_err(|error| unusable(error.to_string()))?;
-        let roots = root_store(&keys.roots_pem()).map_err(|error| unusable(error.to_string()))?;
-        let domain = keys.identity().domain;
-        let own = check_control(&chain, "", &roots, &domain, When::Kept(now_ms)).map_err(|error| unusable(error.to_string()))?;
-        let key = ControlKey::from_pem(own.n, &pem).filter(|key| key.public() == own.public_key);
-        let key = key.ok_or_else(|| unusable("the key is that of another certificate, or none".to_owned()))?;
+        let (own, key, chain) = read_files(at, keys, now_ms)?;
         if own.leaf.not_after_ms < now_ms {
             tracing::warn!(
                 "the control certificate ended on {}: who joins now believes nothing that this hub says",
                 utc_text(own.leaf.not_after_ms)
             );
         }
-        if is_taken(store, &own).await.map_err(|error| unusable(error.to_string()))? {
+        let is_taken = is_taken(store, &own)
+            .await
+            .map_err(|error| Complaint::new(format!("The hub's database can't be read ({error})"), "Try again"))?;
+        if is_taken {
             return Err(Complaint::new(format!("control key {} is another hub's", own.n), "Issue this hub one with a number of its own"));
         }
         Ok(Own { key, chain, renews: None })
@@ -470,6 +461,36 @@ impl Own {
         let key = ControlKey::from_pem(n, &key_pem).ok_or_else(|| damaged_key(&state.join(KEY)))?;
         Ok(Own { key, chain, renews: Some(Renews { signer: signer.clone(), key_pem, certificate }) })
     }
+}
+
+/// What would stop `serve`, or what this hub signs with.
+pub fn check(config: &Config, keys: &Keys, now_ms: i64) -> Result<String, Complaint> {
+    match (&config.control, &config.signer) {
+        (Some(files), _) => {
+            let (own, _, _) = read_files(files, keys, now_ms)?;
+            Ok(format!("{}, until {}", own.leaf.identity, utc_text(own.leaf.not_after_ms)))
+        }
+        (None, Some(_)) => Ok("with a key of its own, certified by the signer".to_owned()),
+        (None, None) => Err(signs_nothing()),
+    }
+}
+
+fn signs_nothing() -> Complaint {
+    let what = "this hub can sign nothing of what comes down, and no agent would believe it";
+    Complaint::new(what, "Give [control] certificate and key, as `muster-certs issue control` writes them, or [signer]")
+}
+
+fn read_files(at: &ControlFiles, keys: &Keys, now_ms: i64) -> Result<(Controller, ControlKey, String), Complaint> {
+    let todo = "Give what `muster-certs issue control` wrote as `control.certificate` and `control.key`";
+    let unusable = |why: String| Complaint::new(format!("The hub's control certificate can't be used ({why})"), todo);
+    let chain = files::read(&at.certificate).map_err(|error| unusable(error.to_string()))?;
+    let pem = files::read_secret(&at.key).map_err(|error| unusable(error.to_string()))?;
+    let roots = root_store(&keys.roots_pem()).map_err(|error| unusable(error.to_string()))?;
+    let domain = keys.identity().domain;
+    let own = check_control(&chain, "", &roots, &domain, When::Kept(now_ms)).map_err(|error| unusable(error.to_string()))?;
+    let key = ControlKey::from_pem(own.n, &pem).filter(|key| key.public() == own.public_key);
+    let key = key.ok_or_else(|| unusable("the key is that of another certificate, or none".to_owned()))?;
+    Ok((own, key, chain))
 }
 
 /// The key of the state folder; made when it isn't there.

@@ -242,7 +242,7 @@ impl Connection {
         let service = hyper::service::service_fn(|request| self.answer(request));
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         let first_request = Instant::now() + FIRST_REQUEST;
-        let mut closing = false;
+        let (mut closing, mut heard) = (false, false);
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
@@ -264,7 +264,13 @@ impl Connection {
                     metrics::counter!("muster_hub_denied_total").increment(1);
                     return tracing::warn!("the connection of somebody who was denied is closed");
                 }
-                () = sleep_until(first_request), if !self.asked.load(Ordering::Relaxed) => return,
+                // Asked when the time has come: a condition before the arm would be that of the connection's beginning.
+                () = sleep_until(first_request), if !heard => {
+                    heard = true;
+                    if !self.asked.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
             }
         }
     }
