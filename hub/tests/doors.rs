@@ -377,6 +377,7 @@ async fn a_changed_policy_and_list_are_seen_and_broken_ones_change_nothing() {
 #[tokio::test]
 async fn a_hub_signs_with_a_key_of_its_own_or_doesnt_start() {
     let (folder, config) = House::new().await.stop().await;
+    let config = Config { signer: None, ..config };
     let without = Config { control: None, ..config.clone() };
     let refused = start_fails(&without).await;
     assert!(refused.contains("[control]") && refused.contains("[signer]"), "{refused}");

@@ -248,3 +248,47 @@ async fn a_token_that_does_not_count_is_told_so_and_changes_nothing() {
     let said = mesh.done(&Node::Agent("bob".into()), &["enroll", &used]).unwrap_err().to_string();
     assert!(said.contains("was used up"), "{said}");
 }
+
+#[tokio::test]
+async fn whoever_is_denied_is_cut_off_and_no_relay_takes_them_any_more() {
+    const HOME: &str = "home";
+    let folder = folder();
+    let mut mesh = mesh(folder.path(), &[SITE, HOME]);
+    mesh.start_hub().await.unwrap();
+    for site in [SITE, HOME] {
+        mesh.start_relay(site).await.unwrap();
+    }
+    let at = AgentAt { relays: &[SITE, HOME], ..AT };
+    mesh.start_agent(&at).await.unwrap();
+    until_status(&mut mesh, "the first batches have arrived", |status| status["connected"] == true && has_arrived(status)).await;
+    let name = name_of(&mesh, &agent());
+    mesh.done(&Node::Hub, &["member", "deny", &name, "--why", "lost"]).unwrap();
+    until_status(&mut mesh, "it is cut off", |status| status["connected"] == false).await;
+
+    // It goes on collecting, and knocks at both.
+    for verb in ["pause", "resume"] {
+        mesh.ask(&agent(), &json!({ "verb": verb })).await.unwrap();
+    }
+    let kept = |status: &Value| status["journey"]["made"]["batches"].as_u64() > status["journey"]["relay"]["batches"].as_u64();
+    until_status(&mut mesh, "what it collects stays with it", kept).await;
+    for site in [SITE, HOME] {
+        let relay = Node::Relay(site.into());
+        let refused = async |mesh: &Mesh| turned_away(mesh, &relay).await > 0;
+        mesh.until(&relay, "it was turned away", refused).await.unwrap();
+    }
+    let stored = async |mesh: &Mesh| mesh.hub().unwrap().get("/api/v1/summary").await.unwrap()["batches"]["stored"].clone();
+    let before = stored(&mesh).await;
+    mesh.stop(&agent()).await.unwrap();
+    mesh.start_agent(&at).await.unwrap();
+    let seen = turned_away(&mesh, &relay()).await;
+    mesh.until(&relay(), "a restart doesn't help it", async |mesh| turned_away(mesh, &relay()).await > seen).await.unwrap();
+    assert_eq!(stored(&mesh).await, before, "nothing more of it came");
+    assert!(status(&mesh).await["connected"] == false);
+}
+
+/// Connections that a relay closed or refused because somebody is denied, or couldn't shake hands.
+async fn turned_away(mesh: &Mesh, relay: &Node) -> u64 {
+    let metrics = String::from_utf8(mesh.health(relay, "/metrics").await.unwrap().body).unwrap();
+    let counted = |line: &&str| line.starts_with("muster_relay_denied_total") || line.starts_with("muster_relay_handshakes_failed_total");
+    metrics.lines().filter(counted).filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+}
