@@ -289,7 +289,12 @@ impl Signer {
         };
         let inside = |error: String| Stop::Store(StoreError::Other(format!("a certificate can't be made: {error}")));
         let identity = Identity::new(self.domain(), name.clone()).map_err(|error| inside(error.to_string()))?;
-        let chain = self.issuer.issue_for(&identity, &asked.requested, life_ms, now_ms).map_err(|error| inside(error.to_string()))?;
+        // A certificate's times are whole seconds: in the second of its name's denial it would count as issued before that.
+        let issued_ms = match writing.denied_before(&member.name).await? {
+            Some(before_ms) if before_ms <= now_ms => now_ms.max(before_ms.saturating_add(999) / 1_000 * 1_000),
+            Some(_) | None => now_ms,
+        };
+        let chain = self.issuer.issue_for(&identity, &asked.requested, life_ms, issued_ms).map_err(|error| inside(error.to_string()))?;
         let leaf = chain.ders.first().ok_or_else(|| inside("it is empty".to_owned()))?;
         let leaf = read_leaf(leaf).map_err(|error| inside(error.to_string()))?;
         let row = CertificateRow {

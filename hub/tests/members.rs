@@ -103,6 +103,29 @@ async fn a_computer_of_a_sites_token_waits_until_an_admin_says_whose_it_is() {
 }
 
 #[tokio::test]
+async fn who_joins_in_the_very_second_of_its_names_denial_is_not_denied() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "relay", None, 2).await;
+        let stolen = office.enroll(&Device::new(), "t").await.unwrap();
+        // Both within one second.
+        world.clock.advance(1_000 - (world.now_ms() % 1_000) as u64 + 300);
+        let name = stolen.name().unwrap();
+        muster_hub::control::deny(&world.hub.store, &name, world.now_ms(), "stolen").await.unwrap();
+        world.clock.advance(300);
+        let new = office.enroll(&Device::new(), "t").await.unwrap();
+        let denied = muster_certs::Denied::new([(name, world.now_ms() - 300)]);
+        let leaf = |issued: &Issued| {
+            let chain = muster_certs::material::certificates("chain", &issued.chain, 4).unwrap();
+            muster_certs::read_leaf(&chain[0]).unwrap()
+        };
+        assert!(denied.check(&leaf(&stolen)).is_err());
+        denied.check(&leaf(&new)).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_member_renews_with_a_new_key_and_keeps_its_name() {
     each_store(async |world| {
         let office = Office::new(&world).await;

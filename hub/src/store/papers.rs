@@ -154,6 +154,13 @@ impl Writing<'_> {
         rows.iter().map(|row| Ok(Denial { name: row.try_get(0)?, issued_before_ms: row.try_get(1)?, until_ms: row.try_get(2)? })).collect()
     }
 
+    /// Before when the certificates of a name must have been issued to be refused. None: it isn't denied.
+    pub async fn denied_before(&mut self, name: &str) -> Result<Option<i64>, StoreError> {
+        let select = "SELECT issued_before_ms FROM denied WHERE name = $1";
+        let row = sqlx::query(select).bind(name).fetch_optional(&mut *self.transaction).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
     /// A later denial counts beside an earlier one of the same name; nothing makes one weaker.
     pub async fn deny(&mut self, denial: &Denial, now_ms: i64, why: &str) -> Result<(), StoreError> {
         let upsert = "INSERT INTO denied (name, issued_before_ms, until_ms, at_ms, why) VALUES ($1, $2, $3, $4, $5) \
