@@ -13,8 +13,11 @@ use std::{
 };
 
 use muster_mesh::complaint::Complaint;
-use sqlx::{Any, AnyPool, Row, Transaction, migrate::MigrateError};
-use tokio::task::spawn_blocking;
+use sqlx::{Any, AnyPool, Row, Transaction, any::AnyConnectOptions, migrate::MigrateError};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 
 use engine::{Address, Engine, Mode};
 use look_ups::LookUps;
@@ -55,6 +58,10 @@ pub use sweep::{Deletion, Swept};
 /// Below this SQLite can corrupt a database with a write-ahead log.
 const SQLITE_MIN: (u32, u32, u32) = (3, 51, 3);
 const READERS: u32 = 4;
+/// Whoever opens a database that is busy tries again for so long …
+const BUSY_FOR: Duration = Duration::from_secs(5);
+/// … this often.
+const BUSY_EVERY: Duration = Duration::from_millis(50);
 /// How long a request waits for a connection, for the one writer or for a lock: longer than any commit, shorter than a relay's patience.
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -174,7 +181,7 @@ impl Store {
         let (engine, shown) = (address.engine(), address.shown());
         let unusable = |error: StoreError| unusable(&shown, &error);
         let options = address.options(mode).map_err(unusable)?;
-        if let Err(error) = address.probe(&options, mode).await {
+        if let Err(error) = probe(address, &options, mode).await {
             // Opening makes a file, and a full disk has no room for it.
             let way =
                 mode == Mode::Write && error.is_passing() && address.reserve().is_some_and(|reserve| reserve.let_go().unwrap_or(false));
@@ -423,6 +430,18 @@ fn newest(engine: Engine) -> i64 {
 
 fn made_by_another_build() -> Complaint {
     Complaint::new("The database was made by another build of muster-hub", "Use the program that made it, or another database")
+}
+
+/// A new SQLite file changes to its log once, and that change waits for nobody: of programs that make the file together all but one are told at once
+/// that it is busy.
+async fn probe(address: &Address, options: &AnyConnectOptions, mode: Mode) -> Result<(), StoreError> {
+    let deadline = Instant::now() + BUSY_FOR;
+    loop {
+        match address.probe(options, mode).await {
+            Err(StoreError::Busy) if Instant::now() < deadline => sleep(BUSY_EVERY).await,
+            probed => return probed,
+        }
+    }
 }
 
 fn unusable(shown: &str, error: &StoreError) -> Complaint {
