@@ -13,7 +13,7 @@ use std::{
 };
 
 use muster_mesh::complaint::Complaint;
-use sqlx::{Any, AnyPool, Row, Transaction, any::AnyConnectOptions, migrate::MigrateError};
+use sqlx::{Any, AnyPool, Row, Transaction, migrate::MigrateError};
 use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep},
@@ -181,7 +181,7 @@ impl Store {
         let (engine, shown) = (address.engine(), address.shown());
         let unusable = |error: StoreError| unusable(&shown, &error);
         let options = address.options(mode).map_err(unusable)?;
-        if let Err(error) = probe(address, &options, mode).await {
+        if let Err(error) = patiently(async || address.probe(&options, mode).await).await {
             // Opening makes a file, and a full disk has no room for it.
             let way =
                 mode == Mode::Write && error.is_passing() && address.reserve().is_some_and(|reserve| reserve.let_go().unwrap_or(false));
@@ -200,8 +200,8 @@ impl Store {
         if self.engine != Engine::Sqlite {
             return Ok(());
         }
-        let select = sqlx::query("SELECT sqlite_version()").fetch_one(&self.writers).await;
-        let version: String = select.and_then(|row| row.try_get(0)).map_err(|error| self.unusable(error))?;
+        let select = async || Ok(sqlx::query("SELECT sqlite_version()").fetch_one(&self.writers).await?.try_get(0)?);
+        let version: String = patiently(select).await.map_err(|error| unusable(&self.shown, &error))?;
         let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
         let mut next = || numbers.next().unwrap_or(0);
         if (next(), next(), next()) >= SQLITE_MIN {
@@ -239,7 +239,7 @@ impl Store {
 
     /// The highest migration that was applied; 0 for an empty database. One that this program doesn't know is complained of.
     async fn version(&self) -> Result<i64, Complaint> {
-        let applied = self.applied().await.map_err(|error| unusable(&self.shown, &error))?;
+        let applied = patiently(async || self.applied().await).await.map_err(|error| unusable(&self.shown, &error))?;
         let (version, newest) = (applied.last().map_or(0, |(version, _)| *version), self.newest());
         if version > newest {
             let what = format!("The database at {} has version {version}, and this program knows only up to {newest}", self.shown);
@@ -362,10 +362,6 @@ impl Store {
         // Nothing under this lock panics half-way through a change.
         self.look_ups.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn unusable(&self, error: sqlx::Error) -> Complaint {
-        unusable(&self.shown, &error.into())
-    }
 }
 
 impl Writing<'_> {
@@ -432,14 +428,14 @@ fn made_by_another_build() -> Complaint {
     Complaint::new("The database was made by another build of muster-hub", "Use the program that made it, or another database")
 }
 
-/// A new SQLite file changes to its log once, and that change waits for nobody: of programs that make the file together all but one are told at once
-/// that it is busy.
-async fn probe(address: &Address, options: &AnyConnectOptions, mode: Mode) -> Result<(), StoreError> {
+/// A new SQLite file changes to its log once, and the last who leaves cleans up: neither waits for anybody, and of programs that make a file together
+/// all but one are told at once that it is busy.
+async fn patiently<T>(mut what: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
     let deadline = Instant::now() + BUSY_FOR;
     loop {
-        match address.probe(options, mode).await {
+        match what().await {
             Err(StoreError::Busy) if Instant::now() < deadline => sleep(BUSY_EVERY).await,
-            probed => return probed,
+            done => return done,
         }
     }
 }
