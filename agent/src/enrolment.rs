@@ -3,12 +3,13 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use muster_certs::{Keys, Name, Role, SystemTime, Trusted};
+use muster_certs::{Keys, Name, SystemTime, Trusted};
 use muster_mesh::{
-    asking::{Asking, Way},
+    asking::Way,
     complaint::Complaint,
     control,
-    door::{Said, Standing, Wish},
+    door::Standing,
+    doors,
     join::{JoinToken, Kind},
     member::{Home, Member},
     quic::ask_at_door,
@@ -41,21 +42,7 @@ pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
         let what = format!("this computer is {} already", member.name);
         return Err(Complaint::new(what, "It belongs to one person for life; for another, use another state folder").into());
     }
-    let (device_key, request) = (home.device_key()?, home.request()?);
-    let asking = Asking { device_key: &device_key, seal: &token.seal(), version: VERSION };
-    let mut last = None;
-    for (address, name) in token.doors() {
-        let way = AtDoor { address: address.to_owned(), name: name.clone(), trusted: token.trusted() };
-        let wish = Wish::Enroll { token: token.id, secret: token.secret };
-        match asking.ask(&way, wish, &request).await {
-            Ok(Said::Issued(issued)) => return Ok(home.joined(&issued, &request, Role::Agent, None, Arc::new(SystemTime))?),
-            Ok(Said::Waiting) => last = Some("the hub wants an admin to approve it first".to_owned()),
-            Ok(Said::Refused(refusal)) => return Err(Complaint::new(refusal.to_string(), "").into()),
-            Err(error) => last = Some(format!("{name} at {address}: {error}")),
-        }
-    }
-    let why = last.unwrap_or_else(|| "the join token names nobody to ask".to_owned());
-    Err(Complaint::new(why, "Try again; the same token still counts").into())
+    doors::join(&home, &token, VERSION, door).await
 }
 
 /// What a person is told who has just joined.
@@ -72,6 +59,10 @@ struct AtDoor {
     address: String,
     name: Name,
     trusted: Trusted,
+}
+
+fn door(address: &str, name: &Name, trusted: &Trusted) -> Result<AtDoor, String> {
+    Ok(AtDoor { address: address.to_owned(), name: name.clone(), trusted: trusted.clone() })
 }
 
 impl Way for AtDoor {
@@ -100,17 +91,7 @@ impl Way for ThroughRelay {
         if self.linked.borrow().relay.is_some() {
             return self.through_the_uplink(ask).await;
         }
-        let member = self.home.member().map_err(|error| error.to_string())?.ok_or("this computer was never enrolled")?;
-        let trusted = Trusted::of_roots(&self.keys.identity().domain, &self.keys.roots_pem()).map_err(|error| error.to_string())?;
-        let mut last = "no relay's door is known".to_owned();
-        for dial in member.dial {
-            let Ok(name) = dial.name.parse() else { continue };
-            match (AtDoor { address: dial.door, name, trusted: trusted.clone() }).ask(ask.clone()).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        doors::ask(&self.home, &self.keys, ask, door).await
     }
 }
 

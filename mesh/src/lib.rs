@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod control_key;
 pub mod door;
+pub mod doors;
 pub mod expiry;
 pub mod ids;
 pub mod join;

@@ -2,13 +2,12 @@
 
 use std::{path::Path, sync::Arc};
 
-use muster_certs::{Keys, Role, SystemTime, Trusted};
+use muster_certs::{Keys, Name, SystemTime, Trusted};
 use muster_mesh::{
-    asking::{Asking, Way},
+    asking::Way,
     clock::Clock,
     complaint::Complaint,
-    control,
-    door::{Said, Wish},
+    control, doors,
     join::{JoinToken, Kind},
     member::{Home, Member},
     state_dir::StateDir,
@@ -32,21 +31,7 @@ pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
         let what = format!("this relay is {} already", member.name);
         return Err(Complaint::new(what, "To make another one of it, use another state folder").into());
     }
-    let (device_key, request) = (home.device_key()?, home.request()?);
-    let asking = Asking { device_key: &device_key, seal: &token.seal(), version: VERSION };
-    let mut last = None;
-    for (address, name) in token.doors() {
-        let way = StrangersLine::new(address, &token.trusted(), &name, Arc::new(SystemTime))?;
-        let wish = Wish::Enroll { token: token.id, secret: token.secret };
-        match asking.ask(&way, wish, &request).await {
-            Ok(Said::Issued(issued)) => return Ok(home.joined(&issued, &request, Role::Relay, None, Arc::new(SystemTime))?),
-            Ok(Said::Waiting) => last = Some("the hub wants an admin to approve it first".to_owned()),
-            Ok(Said::Refused(refusal)) => return Err(Complaint::new(refusal.to_string(), "").into()),
-            Err(error) => last = Some(format!("{name} at {address}: {error}")),
-        }
-    }
-    let why = last.unwrap_or_else(|| "the join token names nobody to ask".to_owned());
-    Err(Complaint::new(why, "Try again; the same token still counts").into())
+    doors::join(&home, &token, VERSION, door).await
 }
 
 /// The way of a running relay: its own line to the hub, and the hub's door once its certificate has ended.
@@ -62,22 +47,13 @@ impl Way for ToTheHub {
         if self.keys.check_time(self.clock.now().wall_ms).is_ok() {
             return Way::ask(&self.line, ask).await;
         }
-        let member = self.home.member().map_err(|error| error.to_string())?.ok_or("this relay was never enrolled")?;
-        let trusted = Trusted::of_roots(&self.keys.identity().domain, &self.keys.roots_pem()).map_err(|error| error.to_string())?;
-        let mut last = "no hub's door is known".to_owned();
-        for dial in member.dial {
-            let Ok(name) = dial.name.parse() else { continue };
-            let way = match StrangersLine::new(&dial.door, &trusted, &name, self.keys.time().clone()) {
-                Ok(way) => way,
-                Err(error) => return Err(error.to_string()),
-            };
-            match Way::ask(&way, ask.clone()).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        doors::ask(&self.home, &self.keys, ask, door).await
     }
+}
+
+/// The hub's door.
+fn door(address: &str, name: &Name, trusted: &Trusted) -> Result<StrangersLine, String> {
+    StrangersLine::new(address, trusted, name, Arc::new(SystemTime)).map_err(|error| error.to_string())
 }
 
 impl Way for Line {
