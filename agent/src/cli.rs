@@ -50,6 +50,9 @@ enum Verb {
         /// The token, or a file that holds it.
         #[arg(value_name = "TOKEN|FILE")]
         token: String,
+        /// The mesh's root was replaced: this computer stays who it is, and keeps what waits.
+        #[arg(long)]
+        again: bool,
     },
     /// What it does now, and whether it is connected.
     Status,
@@ -102,8 +105,8 @@ impl Cli {
                 log::init("agent");
                 run(config, until_stopped()?).await
             }
-            Verb::Enroll { token } => {
-                println!("{}", enrolment::said(&enrolment::enroll(&state, &join::given(&token)?).await?));
+            Verb::Enroll { token, again } => {
+                println!("{}", enrolment::said(&enrolment::enroll(&state, &join::given(&token)?, again).await?));
                 Ok(())
             }
             Verb::Status => tell(&state, &Question::Status).await,

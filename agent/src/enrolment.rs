@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// Asks that wait for the uplink; there is one task that asks.
 pub const ASKS_WAITING_MAX: usize = 1;
 
-/// Joins with a token, as whom the hub says. The state folder must not be in use.
-pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
+/// Joins with a token, as whom the hub says; `again`: as who it is already. The state folder must not be in use.
+pub async fn enroll(state: &Path, token: &str, again: bool) -> anyhow::Result<Member> {
     let todo = "Ask whoever looks after the mesh for a new one";
     let token: JoinToken = token.parse().map_err(|error| Complaint::new(format!("{error}"), todo))?;
     if token.kind != Kind::Agent {
@@ -38,11 +38,8 @@ pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
     let state = StateDir::open(state, "agent")?;
     control::check_folder(state.path())?;
     let home = Home::of(state.path());
-    if let Some(member) = home.member()? {
-        let what = format!("this computer is {} already", member.name);
-        return Err(Complaint::new(what, "It belongs to one person for life; for another, use another state folder").into());
-    }
-    doors::join(&home, &token, VERSION, door).await
+    let wanted = doors::wanted(&home, &token, again)?;
+    doors::join(&home, &token, wanted.as_ref(), VERSION, door).await
 }
 
 /// What a person is told who has just joined.

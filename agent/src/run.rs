@@ -89,7 +89,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         keeper: keeper.clone(),
         doing: doing(asker.snapshot()),
         news: Arc::new(Newest::new(heard, papers.clone())),
-        papers,
+        papers: papers.clone(),
         wake: wake.clone(),
         asks: Mutex::new(Some(asks)),
         link,
@@ -103,6 +103,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         let renewing = Renewing {
             home: home.clone(),
             keys: keys.clone(),
+            papers,
             clock: clock.clone(),
             way: ThroughRelay { asks: ask, linked: linked.clone(), home, keys: keys.clone() },
             wake,

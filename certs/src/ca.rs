@@ -103,6 +103,14 @@ pub enum CaError {
     /// A root beside the CA's own.
     #[error("roots.pem holds {0} roots, and one of them is this CA's; take the others out before a rotation")]
     ForeignRoots(usize),
+    /// The folder holds another CA by now.
+    #[error("the folder now holds the CA of {found}, and this one is of {own}")]
+    OtherDomain {
+        /// What stands there.
+        found: String,
+        /// What stood there.
+        own: String,
+    },
     /// The root's key isn't where it was looked for.
     #[error("the root's key is not in {0}; bring the offline folder here and name it with --root DIR")]
     NoRootKey(PathBuf),
@@ -227,14 +235,23 @@ impl Ca {
         Stamp::of(&self.dir) != self.stamp
     }
 
+    /// The same CA as its folder says now. This one stays as it is.
+    pub fn reopen(&self) -> Result<Ca, CaError> {
+        let new = Ca::open_at(&self.dir, self.time.clone())?;
+        if new.domain() != self.domain() {
+            return Err(CaError::OtherDomain { found: new.domain().to_owned(), own: self.domain().to_owned() });
+        }
+        Ok(new)
+    }
+
+    /// The key identifier of the issuing CA that issues now, lower-case hex.
+    pub fn issuer_key(&self) -> &str {
+        &self.state.issuer().key
+    }
+
     /// How the folder looked when it was opened.
     pub fn stamp(&self) -> &Stamp {
         &self.stamp
-    }
-
-    /// What issues, and the text of `roots.pem`.
-    pub fn into_parts(self) -> (Issuer, String) {
-        (self.issuer, self.roots_pem)
     }
 
     /// What is in force, and how far a rotation is.

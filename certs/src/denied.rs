@@ -66,6 +66,7 @@ mod tests {
             not_before_ms: at_ms - BACKDATED_MS,
             not_after_ms: at_ms + 1_000_000,
             serial: String::new(),
+            issuer: None,
         };
         let denied = Denied::new([(name.clone(), 5_000), (name.clone(), 7_000), (name, 6_000)]);
         assert!(matches!(denied.check(&issued_at(6_999)), Err(LeafError::Denied { .. })));

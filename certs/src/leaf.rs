@@ -25,6 +25,8 @@ pub struct Leaf {
     pub not_after_ms: i64,
     /// The serial number in lower-case hex, without a leading zero byte.
     pub serial: String,
+    /// Whose key signed it, as it says itself: the authority key identifier in lower-case hex.
+    pub issuer: Option<String>,
 }
 
 /// Who may stand at the other end.
@@ -130,6 +132,7 @@ pub fn read_leaf(der: &CertificateDer<'_>) -> Result<Leaf, LeafError> {
         not_before_ms: validity.not_before.timestamp().saturating_mul(1000),
         not_after_ms: validity.not_after.timestamp().saturating_mul(1000),
         serial: serial_text(&certificate),
+        issuer: issuer_key_of(&certificate),
     })
 }
 

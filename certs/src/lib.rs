@@ -40,6 +40,7 @@ pub mod ledger;
 mod lines;
 pub mod material;
 pub mod members;
+pub mod pair;
 pub mod request;
 pub mod rotation;
 pub mod stranger;

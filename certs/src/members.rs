@@ -44,7 +44,7 @@ pub struct Member {
     pub serial: Option<String>,
     /// The end of that leaf, milliseconds UTC; null: none was issued yet.
     pub not_after_ms: Option<i64>,
-    /// When the hub last heard of it, milliseconds UTC.
+    /// When it last asked the hub for a certificate, milliseconds UTC.
     pub last_seen_ms: Option<i64>,
     /// Whether it was denied: it counts no more.
     #[serde(default)]

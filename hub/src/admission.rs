@@ -122,13 +122,13 @@ pub async fn token(store: &Store, signer: &Signer, wanted: Wanted) -> Result<Mad
     let id: [u8; 8] = std::array::from_fn(|at| random[at]);
     let now_ms = signer.now_ms();
     let ends_ms = now_ms.saturating_add(i64::try_from(valid.as_millis()).unwrap_or(i64::MAX));
-    let roots = Fingerprint::of_roots(signer.roots()).map_err(|error| StoreError::Other(error.to_string()))?;
+    let roots = Fingerprint::of_roots(signer.ca().roots_pem()).map_err(|error| StoreError::Other(error.to_string()))?;
     let token = JoinToken {
         id,
         secret,
         kind,
         ends_ms,
-        domain: signer.domain().to_owned(),
+        domain: signer.ca().domain().to_owned(),
         roots: roots.into_iter().map(|root| root.0).collect(),
         seal: signer.seal().0,
         doors,

@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use muster_certs::{
-    Controller, Denied, KeyRequest, Keys, Name, When, check_control,
+    Ca, Controller, Denied, KeyRequest, Keys, Name, When, check_control,
     files::{self, FileError},
     issuer::{ISSUING_LIFE_MS, leaf_life_ms},
     material::{root_store, utc_text},
@@ -41,15 +41,16 @@ pub struct Own {
     pub key: ControlKey,
     /// PEM.
     pub chain: String,
-    /// Some: this hub issues its own certificate, and renews it.
+    /// None: it has this one for ever.
     pub renews: Option<Renews>,
 }
 
-/// How a hub with the issuing key comes by its control certificate.
-pub struct Renews {
-    signer: Arc<Signer>,
-    key_pem: String,
-    certificate: PathBuf,
+/// How a hub comes by its next control certificate.
+pub enum Renews {
+    /// It has the issuing key, and issues it to itself.
+    Signer { signer: Arc<Signer>, key_pem: String, certificate: PathBuf },
+    /// Somebody puts it there.
+    Files(ControlFiles),
 }
 
 /// What this hub signs, and with what.
@@ -78,12 +79,30 @@ struct Newest {
     controls: Controls,
 }
 
+/// What a bundle says of the CA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Roots {
+    ca: u64,
+    issuer: String,
+    roots: String,
+    crosses: String,
+}
+
+/// When something is given out again under a version of its own.
+#[derive(Debug, Clone, Copy)]
+struct Above {
+    /// This hub was given other roots in its files: where no hub has the issuing key they are everybody's.
+    own_files: bool,
+    /// In any case.
+    all: bool,
+}
+
 /// All that the bundle and the list of the denied are made of.
 #[derive(Debug, PartialEq, Eq)]
 struct Sources {
     keys: Vec<ControlRow>,
     denied: Vec<Denial>,
-    roots: Option<String>,
+    roots: Roots,
     bundle: Option<Version>,
     deny: Option<Version>,
 }
@@ -107,8 +126,8 @@ impl Control {
         let mut writing = store.write().await?;
         writing.keep_control_key(own.key.n(), &own.chain, now_ms).await?;
         writing.commit().await?;
-        let leads = own.renews.as_ref().map(|renews| renews.signer.clone());
-        let newest = Newest::make(&store, &keys, &own, leads.as_deref(), restored, now_ms).await?;
+        let newest = Newest::make(&store, &keys, &own, Above { own_files: true, all: restored }, now_ms).await?;
+        newest.trusted_by(&keys);
         let denied = Arc::new(newest.denied()?);
         keys.deny(Denied::clone(&denied));
         Ok(Control {
@@ -126,13 +145,15 @@ impl Control {
     /// Looks again: a certificate that is due, another hub's key, somebody who was denied.
     pub async fn look(&self, now_ms: i64) -> anyhow::Result<()> {
         let mut made_of = self.changing.lock().await;
-        self.renew(now_ms).await?;
+        // Whoever was denied is denied although there is trouble with this hub's own certificate.
+        let renewed = self.renew(now_ms).await;
         let sources = self.sources(now_ms).await?;
         if made_of.as_ref() != Some(&sources) {
-            self.remake(false, now_ms).await?;
+            let own_files = made_of.as_ref().is_some_and(|old| old.roots != sources.roots);
+            self.remake(Above { own_files, all: false }, now_ms).await?;
             *made_of = Some(self.sources(now_ms).await?);
         }
-        Ok(())
+        renewed
     }
 
     async fn sources(&self, now_ms: i64) -> Result<Sources, StoreError> {
@@ -140,16 +161,16 @@ impl Control {
         Ok(Sources {
             keys: self.store.control_keys().await?,
             denied: self.store.denied(now_ms).await?,
-            roots: self.own.renews.as_ref().map(|renews| renews.signer.roots().to_owned()),
+            roots: Roots::of(self.leads(), &self.keys),
             bundle: self.store.newest_paper(newest[0]).await?.map(|paper| paper.version),
             deny: self.store.newest_paper(newest[1]).await?.map(|paper| paper.version),
         })
     }
 
-    async fn remake(&self, above: bool, now_ms: i64) -> Result<(), ControlError> {
-        let leads = self.own.renews.as_ref().map(|renews| &*renews.signer);
-        let newest = Newest::make(&self.store, &self.keys, &self.own, leads, above, now_ms).await?;
+    async fn remake(&self, above: Above, now_ms: i64) -> Result<(), ControlError> {
+        let newest = Newest::make(&self.store, &self.keys, &self.own, above, now_ms).await?;
         let denied = newest.denied()?;
+        newest.trusted_by(&self.keys);
         self.newest.store(Arc::new(newest));
         if denied != **self.denied.borrow() {
             tracing::info!(names = denied.len(), "the list of the denied has changed");
@@ -159,21 +180,35 @@ impl Control {
         Ok(())
     }
 
-    /// At half of its life; the key stays.
+    /// The key stays.
     async fn renew(&self, now_ms: i64) -> anyhow::Result<()> {
-        let Some(renews) = &self.own.renews else { return Ok(()) };
         let rows = self.store.control_keys().await?;
         let Some(row) = rows.iter().find(|row| row.n == self.own.key.n()) else { return Ok(()) };
-        let due = controller(&row.chain, renews.signer.domain(), renews.signer.roots()).is_none_or(|own| is_due(&own, now_ms));
-        if due {
-            let chain = renews.signer.control_chain(row.n, &renews.key_pem)?;
-            files::write_public(&renews.certificate, chain.as_bytes())?;
-            let mut writing = self.store.write().await?;
-            writing.keep_control_key(row.n, &chain, now_ms).await?;
-            writing.commit().await?;
-            tracing::info!(n = row.n, "the control certificate was renewed");
-        }
+        let chain = match &self.own.renews {
+            Some(Renews::Signer { signer, key_pem, certificate }) if is_due(&row.chain, &signer.ca(), now_ms) => {
+                let chain = signer.control_chain(row.n, key_pem)?;
+                files::write_public(certificate, chain.as_bytes())?;
+                chain
+            }
+            Some(Renews::Files(at)) if files::read(&at.certificate).is_ok_and(|chain| chain != row.chain) => {
+                let (own, _, chain) = read_files(at, &self.keys, now_ms)?;
+                if own.n != row.n || own.public_key != self.own.key.public() {
+                    let what = format!("{} now belongs to another key than the one that this hub signs with", at.certificate.display());
+                    return Err(Complaint::new(what, "Restart the hub to sign with that one").into());
+                }
+                chain
+            }
+            Some(_) | None => return Ok(()),
+        };
+        let mut writing = self.store.write().await?;
+        writing.keep_control_key(row.n, &chain, now_ms).await?;
+        writing.commit().await?;
+        tracing::info!(n = row.n, "the control certificate was renewed");
         Ok(())
+    }
+
+    fn leads(&self) -> Option<&Signer> {
+        self.own.leads()
     }
 
     // --- signing ---
@@ -264,7 +299,7 @@ impl Control {
                 let (_, signed, bundle) = stranger.taking(bytes, &self.keys.denied(), When::Kept(now_ms))?;
                 let lacks = self.take_keys(&bundle, newest.controls.roots(), now_ms).await?;
                 if lacks || signed.version > newest.bundle.version {
-                    self.above(SignedKind::Bundle, signed.version, now_ms).await?;
+                    self.above(SignedKind::Bundle, &signed, now_ms).await?;
                 }
                 Ok(signed)
             }
@@ -285,7 +320,7 @@ impl Control {
                     );
                 }
                 if lacks || held.is_none_or(|held| signed.version > held) {
-                    self.above(SignedKind::Deny, signed.version, now_ms).await?;
+                    self.above(SignedKind::Deny, &signed, now_ms).await?;
                 }
                 Ok(signed)
             }
@@ -296,10 +331,12 @@ impl Control {
     /// Control keys of a bundle that this database doesn't have. True: there were some.
     async fn take_keys(&self, bundle: &Bundle, roots: &str, now_ms: i64) -> Result<bool, StoreError> {
         let domain = self.keys.identity().domain;
+        let Ok(roots) = root_store(roots) else { return Ok(false) };
         let mut writing = self.store.write().await?;
         let mut lacks = false;
         for ControlChain { n, chain } in &bundle.controls {
-            let is_ours = controller(chain, &domain, roots).is_some_and(|controller| controller.n == *n);
+            let is_ours =
+                check_control(chain, &bundle.crosses, &roots, &domain, When::Kept(i64::MAX)).is_ok_and(|controller| controller.n == *n);
             if is_ours && writing.control_key(*n).await?.is_none() {
                 writing.keep_control_key(*n, chain, now_ms).await?;
                 lacks = true;
@@ -310,31 +347,58 @@ impl Control {
     }
 
     /// Gives the same out again under a version above one that others hold.
-    async fn above(&self, kind: SignedKind, version: Version, now_ms: i64) -> Result<(), ControlError> {
+    async fn above(&self, kind: SignedKind, shown: &Signed, now_ms: i64) -> Result<(), ControlError> {
         let mut writing = self.store.write().await?;
         if let (_, Some(newest)) = writing.newest_paper(kind.as_u8()).await?
-            && newest.version < version
+            && newest.version < shown.version
         {
             // What others hold stands here too from now on, so that the next is above it.
-            writing.add_paper(kind.as_u8(), &StoredPaper { version, body: newest.body }, now_ms).await?;
+            writing.add_paper(kind.as_u8(), &StoredPaper { version: shown.version, body: shown.body.clone() }, now_ms).await?;
         }
         writing.commit().await?;
-        self.remake(true, now_ms).await
+        self.remake(Above { own_files: false, all: true }, now_ms).await
+    }
+}
+
+impl Roots {
+    /// As this hub has them.
+    fn of(leads: Option<&Signer>, keys: &Keys) -> Roots {
+        let Some(ca) = leads.map(Signer::ca) else {
+            return Roots { ca: 0, issuer: String::new(), roots: keys.roots_pem(), crosses: String::new() };
+        };
+        let crosses = ca.state().cross().unwrap_or_default().to_owned();
+        Roots { ca: ca.bundle_version(), issuer: ca.issuer_key().to_owned(), roots: ca.roots_pem().to_owned(), crosses }
+    }
+
+    fn in_bundle(bundle: &Bundle) -> Roots {
+        let Bundle { ca, issuer, roots, crosses, .. } = bundle.clone();
+        Roots { ca, issuer, roots, crosses }
     }
 }
 
 impl Newest {
     /// Everything as the database has it now; what differs from the newest version is given a new one. `above`: in any case.
-    async fn make(store: &Store, keys: &Keys, own: &Own, leads: Option<&Signer>, above: bool, now_ms: i64) -> Result<Newest, ControlError> {
+    async fn make(store: &Store, keys: &Keys, own: &Own, above: Above, now_ms: i64) -> Result<Newest, ControlError> {
+        let own_roots = Roots::of(own.leads(), keys);
         let mut writing = store.write().await?;
-        let bundle = bundle(&mut writing, keys, leads, above, now_ms).await?;
-        let deny = deny_list(&mut writing, above, now_ms).await?;
+        let bundle = bundle(&mut writing, own.leads(), &own_roots, above, now_ms).await?;
+        let deny = deny_list(&mut writing, above.all, now_ms).await?;
         writing.commit().await?;
-        let own_roots = leads.map_or_else(|| keys.roots_pem(), |signer| signer.roots().to_owned());
-        let stranger = Controls::new(&keys.identity().domain, &own_roots);
+        let stranger = Controls::new(&keys.identity().domain, &own_roots.roots);
         let signed = own.key.sign(&Signed::new(SignedKind::Bundle, bundle.version, bundle.body.clone()))?;
         let (controls, _, _) = stranger.taking(&signed, &Denied::default(), When::Kept(now_ms))?;
         Ok(Newest { bundle, deny, controls })
+    }
+
+    /// The roots of the CA count at this hub's own ports, too, whatever its file says.
+    fn trusted_by(&self, keys: &Keys) {
+        if let Ok(bundle) = Bundle::read(&self.bundle.body)
+            && bundle.ca > 0
+            && bundle.roots != keys.roots_pem()
+            && let Err(error) = keys.trust(&bundle.roots)
+        {
+            tracing::error!(%error, "the CA's roots aren't trusted at this hub's ports; those that were there stay");
+        }
     }
 
     fn denied(&self) -> Result<Denied, MessageError> {
@@ -345,25 +409,24 @@ impl Newest {
 
 async fn bundle(
     writing: &mut Writing<'_>,
-    keys: &Keys,
     leads: Option<&Signer>,
-    above: bool,
+    own_roots: &Roots,
+    above: Above,
     now_ms: i64,
 ) -> Result<StoredPaper, ControlError> {
     let kind = SignedKind::Bundle.as_u8();
     let (epoch, newest) = writing.newest_paper(kind).await?;
     let known = newest.as_ref().map(|paper| Bundle::read(&paper.body)).transpose()?;
-    // Where the issuing key is, the roots are known; the other hubs follow.
-    let (roots, crosses) = match (leads, &known) {
-        (Some(signer), _) => (signer.roots().to_owned(), String::new()),
-        (None, Some(known)) => (known.roots.clone(), known.crosses.clone()),
-        (None, None) => (keys.roots_pem(), String::new()),
+    // Where the issuing key is, the roots are known; the other hubs follow. Where no hub has it, whoever was given other roots last leads.
+    let Roots { ca, issuer, roots, crosses } = match &known {
+        Some(known) if leads.is_none() && (known.ca > 0 || !above.own_files) => Roots::in_bundle(known),
+        Some(_) | None => own_roots.clone(),
     };
     let rows = writing.control_keys().await?;
     let controls = rows.into_iter().map(|row| ControlChain { n: row.n, chain: row.chain }).collect();
-    let wanted = Bundle { made_ms: known.as_ref().map_or(now_ms, |known| known.made_ms), roots, crosses, controls };
+    let wanted = Bundle { made_ms: known.as_ref().map_or(now_ms, |known| known.made_ms), ca, issuer, roots, crosses, controls };
     match newest {
-        Some(newest) if !above && known.as_ref() == Some(&wanted) => Ok(newest),
+        Some(newest) if !above.all && known.as_ref() == Some(&wanted) => Ok(newest),
         newest => {
             let body = Bundle { made_ms: now_ms, ..wanted }.bytes()?;
             if body.len() > BUNDLE_BYTES_MAX {
@@ -412,6 +475,13 @@ async fn next(
 // --- this hub's own key ---
 
 impl Own {
+    fn leads(&self) -> Option<&Signer> {
+        match &self.renews {
+            Some(Renews::Signer { signer, .. }) => Some(signer),
+            Some(Renews::Files(_)) | None => None,
+        }
+    }
+
     /// From the files that the configuration names, or from the state folder and the signer.
     pub async fn find(config: &Config, keys: &Keys, signer: Option<&Arc<Signer>>, store: &Store, now_ms: i64) -> anyhow::Result<Own> {
         match (&config.control, signer) {
@@ -435,19 +505,20 @@ impl Own {
         if is_taken {
             return Err(Complaint::new(format!("control key {} is another hub's", own.n), "Issue this hub one with a number of its own"));
         }
-        Ok(Own { key, chain, renews: None })
+        Ok(Own { key, chain, renews: Some(Renews::Files(at.clone())) })
     }
 
     async fn of_signer(state: &Path, signer: &Arc<Signer>, store: &Store, now_ms: i64) -> anyhow::Result<Own> {
         let certificate = state.join(CERTIFICATE);
         let key_pem = key_pem(&state.join(KEY))?;
         let public = ControlKey::from_pem(0, &key_pem).map(|key| key.public().to_vec());
+        let ca = signer.ca();
         let kept = files::read(&certificate).ok().and_then(|chain| {
-            let own = controller(&chain, signer.domain(), signer.roots())?;
+            let own = controller(&chain, &ca)?;
             (Some(&own.public_key) == public.as_ref()).then_some((chain, own))
         });
         let (n, kept) = match kept {
-            Some((chain, own)) if !is_taken(store, &own).await? => (own.n, (!is_due(&own, now_ms)).then_some(chain)),
+            Some((chain, own)) if !is_taken(store, &own).await? => (own.n, (!is_due(&chain, &ca, now_ms)).then_some(chain)),
             Some(_) | None => (store.highest_control_key().await?.saturating_add(1), None),
         };
         let chain = match kept {
@@ -459,7 +530,7 @@ impl Own {
             }
         };
         let key = ControlKey::from_pem(n, &key_pem).ok_or_else(|| damaged_key(&state.join(KEY)))?;
-        Ok(Own { key, chain, renews: Some(Renews { signer: signer.clone(), key_pem, certificate }) })
+        Ok(Own { key, chain, renews: Some(Renews::Signer { signer: signer.clone(), key_pem, certificate }) })
     }
 }
 
@@ -549,11 +620,14 @@ fn public_of(chain: &str) -> Option<Vec<u8>> {
     muster_certs::control::public_key(chain).ok()
 }
 
-fn controller(chain: &str, domain: &str, roots: &str) -> Option<Controller> {
-    check_control(chain, "", &root_store(roots).ok()?, domain, When::Kept(i64::MAX)).ok()
+/// Behind which one of the CA's roots stands.
+fn controller(chain: &str, ca: &Ca) -> Option<Controller> {
+    check_control(chain, "", &root_store(ca.roots_pem()).ok()?, ca.domain(), When::Kept(i64::MAX)).ok()
 }
 
-fn is_due(own: &Controller, now_ms: i64) -> bool {
+/// At half of its life, and when another issuing CA issues.
+fn is_due(chain: &str, ca: &Ca, now_ms: i64) -> bool {
+    let Some(own) = controller(chain, ca).filter(|own| own.leaf.issuer.as_deref() == Some(ca.issuer_key())) else { return true };
     let life_ms = own.leaf.not_after_ms.saturating_sub(own.leaf.not_before_ms).min(leaf_life_ms(muster_certs::Role::Control));
     now_ms > own.leaf.not_after_ms.saturating_sub(life_ms / 2)
 }

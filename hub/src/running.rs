@@ -1,6 +1,7 @@
 //! Async: a hub from its configuration to its end.
 
 use std::{
+    fmt::Display,
     net::SocketAddr,
     path::Path,
     sync::{
@@ -19,7 +20,10 @@ use muster_mesh::{
     state_dir::StateDir,
     status::Status,
 };
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,6 +33,7 @@ use crate::{
     hub::Hub,
     issued::Listed,
     objects::Objects,
+    own_leaf::OwnLeaf,
     policy::Policies,
     restore, retention, serve,
     signer::{HubAt, Signer},
@@ -82,6 +87,7 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     };
     let door_address = door.as_ref().map(|door| door.local_addr()).transpose()?;
     let signer = signer(&config, store.clone(), clock.clone(), Some((mesh_address, door_address)))?.map(Arc::new);
+    let own_leaf = signer.clone().map(|signer| Arc::new(OwnLeaf::new(signer, keys.clone(), &config.mesh)));
     let own = Own::find(&config, &keys, signer.as_ref(), &store, now_ms).await?;
     let control = Arc::new(Control::open(store.clone(), keys.clone(), own, restored, now_ms).await?);
     let hub = Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), control, tokens, config.test_mode);
@@ -99,7 +105,7 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         serve::spawn(web, web_door, api::web(&hub), stop.clone()),
         retention::spawn(hub.clone(), stop.clone()),
         strays::spawn(hub.clone(), stop.clone()),
-        spawn_looking(hub.clone(), listed, ready, stop.clone()),
+        spawn_looking(hub.clone(), own_leaf, listed, ready, stop.clone()),
         tokio::spawn(tell_ends(keys.clone(), web_keys.clone(), hub.clone(), stop.clone())),
         status_task,
     ]);
@@ -213,21 +219,50 @@ fn warn_of_end(keys: &Keys, web_keys: Option<&WebKeys>, now_ms: i64) {
     }
 }
 
-/// Looks at the policy and at the list of devices, and takes over what changed.
-fn spawn_looking(hub: Arc<Hub>, mut listed: Listed, ready: Arc<AtomicBool>, stop: CancellationToken) -> JoinHandle<()> {
+/// What is looked at again and again: what is wrong with it is said once.
+#[derive(Default)]
+struct Told(Option<String>);
+
+impl Told {
+    /// `so`: what that means.
+    fn tell(&mut self, looked: Result<(), impl Display>, so: &str) {
+        let wrong = looked.err().map(|error| error.to_string());
+        if let Some(error) = wrong.as_ref().filter(|_| self.0 != wrong) {
+            tracing::error!(error, "{so}");
+        }
+        self.0 = wrong;
+    }
+}
+
+/// Looks at the CA, at the policy and at the list of devices, and takes over what changed.
+fn spawn_looking(
+    hub: Arc<Hub>,
+    own_leaf: Option<Arc<OwnLeaf>>,
+    mut listed: Listed,
+    ready: Arc<AtomicBool>,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
+        let (mut ca, mut leaf, mut signs) = (Told::default(), Told::default(), Told::default());
         loop {
             tokio::select! {
                 () = sleep(LOOK_EVERY) => {}
                 () = stop.cancelled() => return,
             }
             ready.store(hub.store.is_up().await, Ordering::Relaxed);
+            if let Some(own_leaf) = own_leaf.clone() {
+                ca.tell(own_leaf.signer.look().await, "the CA's changed folder isn't in force");
+                metrics::gauge!("muster_hub_ca_refused").set(if ca.0.is_some() { 1.0 } else { 0.0 });
+                let now_ms = hub.now_ms();
+                match spawn_blocking(move || own_leaf.look(now_ms)).await {
+                    Ok(looked) => leaf.tell(looked, "the hub's own certificate isn't renewed, and lasts as long as it did"),
+                    Err(error) => leaf.tell(Err(error), "the hub's own certificate can't be looked at"),
+                }
+            }
             if let Err(error) = hub.policies.look(hub.now_ms()).await {
                 tracing::warn!(%error, "a changed policy isn't kept yet");
             }
-            if let Err(error) = hub.control.look(hub.now_ms()).await {
-                tracing::warn!(%error, "what this hub signs can't be looked after now; what it signed before holds");
-            }
+            signs.tell(hub.control.look(hub.now_ms()).await, "what this hub signs can't be looked after now; what it signed before holds");
             hub.control.measure(hub.now_ms());
             if let Err(error) = listed.look().await {
                 tracing::warn!(%error, "the list of devices isn't kept yet");

@@ -2,19 +2,28 @@
 //!
 //! What decides is the device key that was bound at enrolment and the join state, which rises with each enrolment and recovery. One public key
 //! is always answered alike: an answer that was lost costs nobody anything, and one that is asked for again counts once.
+//!
+//! The CA's folder is looked at while the hub runs: a step of a rotation comes into force here within a second.
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::{
     digest::{SHA256, digest},
     hmac,
 };
 use data_encoding::HEXLOWER;
-use muster_certs::{Ca, Identity, Issuer, IssuerError, Name, Requested, Role, issue_control, issuer::leaf_life_ms, read_leaf};
+use muster_certs::{Ca, CaError, Identity, IssuerError, Name, Requested, Role, issue_control, issuer::leaf_life_ms, read_leaf};
 use muster_mesh::{
     clock::Clock,
     door::{Answer, Ask, Dial, Issued, NONCE_BYTES, Nonce, Opened, Plea, Refusal, Said, Standing, Wish},
+    ids::Version,
+    message::SignedKind,
     seal::SealKey,
+};
+use tokio::{
+    sync::RwLock,
+    task::{JoinError, spawn_blocking},
 };
 use uuid::Uuid;
 
@@ -53,8 +62,9 @@ pub struct HubAt {
 pub struct Signer {
     store: Arc<Store>,
     clock: Arc<dyn Clock>,
-    issuer: Issuer,
-    roots: String,
+    ca: ArcSwap<Ca>,
+    /// Held for reading by whoever signs, until that is kept: behind a step nothing of before comes into the database any more.
+    stepping: RwLock<()>,
     seal: SealKey,
     nonces: hmac::Key,
     lives: Lives,
@@ -83,18 +93,22 @@ impl Signer {
     pub fn new(store: Arc<Store>, clock: Arc<dyn Clock>, ca: Ca, seal: SealKey, lives: Lives, hub: HubAt) -> Signer {
         let derived = digest(&SHA256, &[b"muster-nonces-1\0".as_slice(), &seal.to_bytes()].concat());
         let nonces = hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref());
-        let (issuer, roots) = ca.into_parts();
-        Signer { store, clock, issuer, roots, seal, nonces, lives, hub }
+        Signer { store, clock, ca: ArcSwap::from_pointee(ca), stepping: RwLock::default(), seal, nonces, lives, hub }
     }
 
-    /// The trust domain.
-    pub fn domain(&self) -> &str {
-        self.issuer.domain()
+    /// The CA as it is in force here.
+    pub fn ca(&self) -> Arc<Ca> {
+        self.ca.load_full()
     }
 
-    /// The roots that stand behind what is issued: PEM.
-    pub fn roots(&self) -> &str {
-        &self.roots
+    /// Looks at the CA's folder, and takes over a step of a rotation. On an error what was in force stays.
+    pub async fn look(&self) -> Result<(), LookError> {
+        let now = self.ca();
+        let Some(next) = spawn_blocking(move || now.changed().then(|| now.reopen()).transpose()).await?? else { return Ok(()) };
+        let _nobody_signs = self.stepping.write().await;
+        tracing::info!(issuer = next.issuer_key(), bundle = next.bundle_version(), "the CA's folder has changed: this holds from now on");
+        self.ca.store(Arc::new(next));
+        Ok(())
     }
 
     /// What others seal to.
@@ -104,7 +118,7 @@ impl Signer {
 
     /// The certificate of this hub's control key, PKCS#8 in PEM.
     pub fn control_chain(&self, n: u32, key_pem: &str) -> Result<String, IssuerError> {
-        Ok(issue_control(&self.issuer, n, key_pem, self.now_ms())?.pem)
+        Ok(issue_control(self.ca().issuer(), n, key_pem, self.now_ms())?.pem)
     }
 
     /// Where relays find this hub.
@@ -114,7 +128,7 @@ impl Signer {
 
     /// End of validity of what issues, milliseconds UTC.
     pub fn not_after_ms(&self) -> i64 {
-        self.issuer.not_after_ms()
+        self.ca().not_after_ms()
     }
 
     /// Milliseconds UTC, by this hub's clock.
@@ -174,29 +188,36 @@ impl Signer {
         let plea = &opened.plea;
         let requested = Requested::read(&plea.request).map_err(|_| Refusal::Request)?;
         let public_key = hex_digest(&requested.public_key());
+        let _until_it_is_kept = self.stepping.read().await;
+        let ca = self.ca();
         let mut writing = self.store.write().await?;
-        if let Some(kept) = writing.certificate(&public_key).await? {
-            return self.again(&mut writing, plea, &kept).await;
-        }
-        let asked = Asked { requested, public_key, device_key: HEXLOWER.encode(&plea.device_key), version: &plea.version };
-        let said = match &plea.wish {
-            Wish::Enroll { token, secret } => self.enroll(&mut writing, &asked, token, secret).await?,
-            Wish::Renew { name, join_state } => self.renew(&mut writing, &asked, name, *join_state).await?,
+        let asked = Asked {
+            ca: &ca,
+            requested,
+            public_key,
+            device_key: HEXLOWER.encode(&plea.device_key),
+            version: &plea.version,
+            bundle: plea.bundle,
+        };
+        let kept = writing.certificate(&asked.public_key).await?;
+        let said = match (kept, &plea.wish) {
+            (Some(kept), _) if kept.issuer == ca.issuer_key() => return self.again(&mut writing, &asked, &kept).await,
+            // An answer that may have been lost before a step of a rotation: neither a second use of the token nor a clone.
+            (Some(kept), _) => {
+                let member = member_of(&mut writing, &asked, &kept.name).await?;
+                self.sign(&mut writing, &asked, &member, false).await?
+            }
+            (None, Wish::Enroll { token, secret }) => self.enroll(&mut writing, &asked, token, secret).await?,
+            (None, Wish::Renew { name, join_state }) => self.renew(&mut writing, &asked, name, *join_state).await?,
         };
         writing.commit().await?;
         Ok(said)
     }
 
-    /// The same answer as before, with what holds now.
-    async fn again(&self, writing: &mut Writing<'_>, plea: &Plea, kept: &CertificateRow) -> Result<Said, Stop> {
-        let member = writing.member(&kept.name).await?.ok_or(Refusal::Unknown)?;
-        if member.device_key != HEXLOWER.encode(&plea.device_key) {
-            return Err(Refusal::Unknown.into());
-        }
-        if member.denied_ms.is_some() {
-            return Err(Refusal::Denied.into());
-        }
-        self.issued(&member, kept.chain.clone()).await
+    /// The same answer as before, with what holds now. One by an earlier issuing CA isn't given again: it may lead to a root that is gone.
+    async fn again(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, kept: &CertificateRow) -> Result<Said, Stop> {
+        let member = member_of(writing, asked, &kept.name).await?;
+        self.issued(asked.ca, &member, kept.chain.clone()).await
     }
 
     async fn enroll(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, token: &[u8; 8], secret: &[u8; 32]) -> Result<Said, Stop> {
@@ -209,13 +230,26 @@ impl Signer {
                 (Role::Relay, relay.ok_or(Refusal::Token)?)
             }
         };
-        let name = named(role, &grant).ok_or(Refusal::Token)?;
-        let approved = role == Role::Relay || grant.person.is_some();
-        if let Some(device) = name.device() {
+        let again = match role {
+            Role::Agent => writing.member_of_key(&asked.device_key, &grant.site).await?,
+            Role::Relay | Role::Hub | Role::Control => None,
+        };
+        let name = match &again {
+            // After the mesh got a new root: it stays the device that it was, and what waits in its queue is its own.
+            Some(member) => member.name.parse().map_err(|_| Refusal::Unknown)?,
+            None => named(role, &grant).ok_or(Refusal::Token)?,
+        };
+        let approved = role == Role::Relay || grant.person.is_some() || again.as_ref().is_some_and(|member| member.approved);
+        if let Some(device) = name.device()
+            && (again.is_none() || grant.person.is_some())
+        {
             writing.keep_owner(&device, &grant).await?;
         }
         // A relay's computer may be replaced: a new token for its name binds the new one's key.
-        let before = writing.member(&name.to_string()).await?;
+        let before = match again {
+            Some(member) => Some(member),
+            None => writing.member(&name.to_string()).await?,
+        };
         let member = MemberRow {
             name: name.to_string(),
             device_key: asked.device_key.clone(),
@@ -231,18 +265,14 @@ impl Signer {
         };
         writing.keep_member(&member).await?;
         tracing::info!(%name, approved, "somebody was enrolled");
-        self.sign(writing, asked, &name, &member, false).await
+        self.sign(writing, asked, &member, false).await
     }
 
     async fn renew(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, name: &str, join_state: u64) -> Result<Said, Stop> {
         let now_ms = self.clock.now().wall_ms;
         let name: Name = name.parse().map_err(|_| Refusal::Unknown)?;
-        let Some(mut member) = writing.member(&name.to_string()).await?.filter(|member| member.device_key == asked.device_key) else {
-            return Err(Refusal::Unknown.into());
-        };
-        if member.denied_ms.is_some() {
-            return Err(Refusal::Denied.into());
-        }
+        let mut member = member_of(writing, asked, &name.to_string()).await?;
+        writing.note_known(&member.name, SignedKind::Bundle.as_u8(), asked.bundle, now_ms).await?;
         if i64::try_from(join_state) != Ok(member.join_state) {
             tracing::error!(%name, "a request with a join state from before a later one: two disks have one device's key");
             metrics::counter!("muster_hub_clones_total").increment(1);
@@ -268,53 +298,49 @@ impl Signer {
             tracing::info!(%name, "somebody whose certificate had ended came back");
         }
         writing.keep_member(&member).await?;
-        self.sign(writing, asked, &name, &member, recovers).await
+        self.sign(writing, asked, &member, recovers).await
     }
 
-    async fn sign(
-        &self,
-        writing: &mut Writing<'_>,
-        asked: &Asked<'_>,
-        name: &Name,
-        member: &MemberRow,
-        recovery: bool,
-    ) -> Result<Said, Stop> {
+    async fn sign(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, member: &MemberRow, recovery: bool) -> Result<Said, Stop> {
         let now_ms = self.clock.now().wall_ms;
-        if now_ms > self.issuer.not_after_ms() {
+        if now_ms > asked.ca.not_after_ms() {
             return Err(Refusal::NoIssuer.into());
         }
+        let name: Name = member.name.parse().map_err(|_| Refusal::Unknown)?;
         let life_ms = match name.role() {
             Role::Agent => self.lives.agent_ms,
             Role::Relay | Role::Hub | Role::Control => self.lives.relay_ms,
         };
         let inside = |error: String| Stop::Store(StoreError::Other(format!("a certificate can't be made: {error}")));
-        let identity = Identity::new(self.domain(), name.clone()).map_err(|error| inside(error.to_string()))?;
+        let identity = Identity::new(asked.ca.domain(), name).map_err(|error| inside(error.to_string()))?;
         // A certificate's times are whole seconds: in the second of its name's denial it would count as issued before that.
         let issued_ms = match writing.denied_before(&member.name).await? {
             Some(before_ms) if before_ms <= now_ms => now_ms.max(before_ms.saturating_add(999) / 1_000 * 1_000),
             Some(_) | None => now_ms,
         };
-        let chain = self.issuer.issue_for(&identity, &asked.requested, life_ms, issued_ms).map_err(|error| inside(error.to_string()))?;
+        let issuer = asked.ca.issuer();
+        let chain = issuer.issue_for(&identity, &asked.requested, life_ms, issued_ms).map_err(|error| inside(error.to_string()))?;
         let leaf = chain.ders.first().ok_or_else(|| inside("it is empty".to_owned()))?;
         let leaf = read_leaf(leaf).map_err(|error| inside(error.to_string()))?;
         let row = CertificateRow {
             public_key: asked.public_key.clone(),
             name: member.name.clone(),
             serial: leaf.serial,
+            issuer: asked.ca.issuer_key().to_owned(),
             chain: chain.pem.clone(),
             recovery,
             issued_ms: now_ms,
             not_after_ms: chain.not_after_ms,
         };
         writing.keep_certificate(&row).await?;
-        self.issued(member, chain.pem).await
+        self.issued(asked.ca, member, chain.pem).await
     }
 
-    async fn issued(&self, member: &MemberRow, chain: String) -> Result<Said, Stop> {
+    async fn issued(&self, ca: &Ca, member: &MemberRow, chain: String) -> Result<Said, Stop> {
         Ok(Said::Issued(Issued {
             name: member.name.clone(),
             chain,
-            roots: self.roots.clone(),
+            roots: ca.roots_pem().to_owned(),
             join_state: member.join_state.unsigned_abs(),
             standing: if member.approved { Standing::Approved } else { Standing::Waiting },
             dial: self.dial(&member.name).await?,
@@ -341,11 +367,30 @@ impl Signer {
 
 /// A request whose signatures are good.
 struct Asked<'a> {
+    /// By which it is answered.
+    ca: &'a Ca,
     requested: Requested,
     /// Its SHA-256, hex.
     public_key: String,
     device_key: String,
     version: &'a str,
+    /// The newest bundle of roots that the asker holds.
+    bundle: Version,
+}
+
+/// Why a changed folder of the CA isn't in force.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    #[error("the CA's folder has changed and can't be used ({0}); what was in force stays")]
+    Ca(#[from] CaError),
+    #[error("the CA's folder can't be looked at: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// Somebody who may have a certificate, as far as its device key says.
+async fn member_of(writing: &mut Writing<'_>, asked: &Asked<'_>, name: &str) -> Result<MemberRow, Stop> {
+    let member = writing.member(name).await?.filter(|member| member.device_key == asked.device_key).ok_or(Refusal::Unknown)?;
+    if member.denied_ms.is_some() { Err(Refusal::Denied.into()) } else { Ok(member) }
 }
 
 /// Who the bearer of a token becomes. Device ids are the hub's, never hardware's.

@@ -3,18 +3,24 @@
 
 mod world;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use muster_certs::{Ca, DeviceKey, KeyRequest, check_leaf};
+use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, check_leaf};
 use muster_hub::{
+    control::{Control, Own, Renews},
+    report::report,
     signer::{HubAt, Lives, Signer, secret_digest},
     store::{Census, DialRow, Grant, TokenRow},
 };
 use muster_mesh::{
-    clock::Clock,
+    clock::{Clock, ManualClock},
+    control_key::ControlKey,
     door::{Answer, Ask, Issued, Plea, Refusal, Said, Standing, Wish},
+    ids::Version,
+    message::{Bundle, SignedKind},
     seal::SealKey,
 };
+use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
 use world::*;
 
 const LIFE_MS: i64 = 30 * DAY_MS;
@@ -53,7 +59,8 @@ async fn an_answer_that_was_lost_is_given_again_and_counts_once() {
         let first = office.enroll(&kari, "t").await.unwrap();
         assert_eq!(office.enroll(&kari, "t").await.unwrap(), first);
         // Whoever stole the request, and not the device key, gets nothing.
-        let thief = Device { key: DeviceKey::generate().unwrap(), request: KeyRequest::of_pem(&kari.request.key_pem).unwrap() };
+        let request = KeyRequest::of_pem(&kari.request.key_pem).unwrap();
+        let thief = Device { key: DeviceKey::generate().unwrap(), request, bundle: Version::default() };
         assert_eq!(office.enroll(&thief, "t").await, Err(Refusal::Unknown));
     })
     .await;
@@ -292,19 +299,181 @@ async fn two_hubs_that_hear_one_request_at_once_issue_one_certificate() {
 
 // --- the office ---
 
+/// A hub that signs by the CA's folder.
+struct Led {
+    control: Control,
+    keys: Arc<Keys>,
+}
+
+impl Led {
+    async fn new(office: &Office, world: &World) -> Led {
+        let ca = office.ca();
+        let own = ca.issue_hub("hub-1").unwrap();
+        let keys = Keys::from_pem(&own.pem, &own.key_pem, ca.roots_pem(), Role::Hub, Arc::new(SystemTime)).unwrap();
+        let key_pem = KeyRequest::generate().unwrap().key_pem;
+        let chain = office.signer.control_chain(2, &key_pem).unwrap();
+        let key = ControlKey::from_pem(2, &key_pem).unwrap();
+        let certificate = world.folder.path().join("control.pem");
+        let own = Own { key, chain, renews: Some(Renews::Signer { signer: office.signer.clone(), key_pem, certificate }) };
+        let control = Control::open(office.store.clone(), keys.clone(), own, false, world.now_ms()).await.unwrap();
+        Led { control, keys }
+    }
+}
+
+/// The time of a test's clock, for the CA.
+#[derive(Debug)]
+struct At(ManualClock);
+
+impl TimeProvider for At {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(self.0.now().wall_ms.unsigned_abs())))
+    }
+}
+
 struct Office {
-    signer: Signer,
+    signer: Arc<Signer>,
     store: Arc<muster_hub::store::Store>,
     seal: Vec<u8>,
 }
 
+#[tokio::test]
+async fn a_running_hub_follows_each_step_of_a_rotation_and_its_report_lets_the_next_one_pass() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        let hub = Led::new(&office, &world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let mut kari = Device::new();
+        let first = office.enroll(&kari, "t").await.unwrap();
+        let mut issued = first.clone();
+        let mut ca = office.ca();
+        let old = ca.issuer_key().to_owned();
+        let refused = |ca: &mut Ca, report: &Report| ca.advance(Some(report), false).unwrap_err().to_string();
+
+        ca.start_root(&ca.root_folder()).unwrap();
+        let bundle = look(&office, &hub, &world).await;
+        assert_eq!((bundle.ca, bundle.issuer.as_str(), roots(&bundle)), (2, old.as_str(), 2));
+        ca.advance(Some(&office.report(&world).await), false).unwrap();
+        assert!(refused(&mut ca, &office.report(&world).await).contains("still signed by the old issuing CA"));
+        let bundle = look(&office, &hub, &world).await;
+        assert_eq!((bundle.ca, bundle.issuer.as_str(), roots(&bundle)), (2, ca.issuer_key(), 2));
+        assert_eq!(bundle.crosses.matches("BEGIN CERTIFICATE").count(), 1);
+        // The hub and her computer hold certificates of the old one: retiring it is refused, with their names.
+        let cut_off = refused(&mut ca, &office.report(&world).await);
+        assert!(cut_off.contains(&issued.name) && cut_off.contains("hub/hub-1"), "{cut_off}");
+        let renewed = ca.issue_hub("hub-1").unwrap();
+        hub.keys.replace_pem(&renewed.pem, &renewed.key_pem, ca.roots_pem()).unwrap();
+        world.clock.advance(1_000);
+        kari = kari.with_new_request();
+        issued = office.renew(&kari, &issued).await.unwrap();
+        ca.advance(Some(&office.report(&world).await), false).unwrap();
+        let bundle = look(&office, &hub, &world).await;
+        assert_eq!((bundle.ca, roots(&bundle)), (3, 1));
+        assert_eq!(hub.keys.roots_pem(), bundle.roots, "at the hub's own ports");
+        // She never said that she has the new root.
+        assert!(refused(&mut ca, &office.report(&world).await).contains("it holds the old roots"));
+        world.clock.advance(1_000);
+        kari = kari.holding(world.hub.store.newest_paper(SignedKind::Bundle.as_u8()).await.unwrap().unwrap().version);
+        issued = office.renew(&kari, &issued).await.unwrap();
+        ca.advance(Some(&office.report(&world).await), false).unwrap();
+        assert_eq!(ca.state().turn, None);
+        let bundle = look(&office, &hub, &world).await;
+        assert_eq!((bundle.ca, bundle.crosses.as_str()), (3, ""));
+        kari = kari.with_new_request();
+        assert_eq!(office.renew(&kari, &issued).await.unwrap().roots, ca.roots_pem());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_device_that_enrols_again_stays_who_it_is_and_whose() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        office.token("site", "agent", None, 9).await;
+        let kari = Device::new();
+        let first = office.enroll(&kari, "t").await.unwrap();
+        let again = office.enroll(&kari.with_new_request(), "site").await.unwrap();
+        assert_eq!((again.name.as_str(), again.join_state, again.standing), (first.name.as_str(), 2, Standing::Approved));
+        let devices = world.hub.store.devices(None, 10).await.unwrap();
+        assert_eq!((devices.len(), devices[0].person.as_deref()), (1, Some("kari")));
+        // Another computer is another device, and so is one that was denied.
+        assert_ne!(office.enroll(&Device::new(), "site").await.unwrap().name, first.name);
+        muster_hub::control::deny(&office.store, &first.name().unwrap(), world.now_ms(), "lost").await.unwrap();
+        let anew = office.enroll(&kari.with_new_request(), "site").await.unwrap();
+        assert_ne!(anew.name, first.name);
+        assert_eq!(anew.standing, Standing::Waiting);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_before_a_rotation_is_given_again_by_the_new_ca_and_is_no_clone() {
+    each_store(async |mut world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let lost = office.enroll(&kari, "t").await.unwrap();
+        let mut ca = office.ca();
+        ca.start_issuing(&ca.root_folder()).unwrap();
+        ca.advance(None, false).unwrap();
+        office.signer.look().await.unwrap();
+        let again = office.enroll(&kari, "t").await.unwrap();
+        assert_eq!((again.name.clone(), again.join_state), (lost.name.clone(), 1));
+        assert_ne!(again.chain, lost.chain);
+        // The same of a recovery, which raises the join state.
+        world.clock.advance(2 * LIFE_MS as u64);
+        let request = kari.with_new_request();
+        let lost = office.renew(&request, &again).await.unwrap();
+        assert_eq!(lost.join_state, 2);
+        ca.back().unwrap();
+        office.signer.look().await.unwrap();
+        assert_eq!(office.renew(&request, &again).await.unwrap().join_state, 2);
+        world.restart(false).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_folder_that_does_not_open_changes_nothing_and_is_told() {
+    let world = World::new().await;
+    let office = Office::new(&world).await;
+    let state = world.folder.path().join("ca/rotation.json");
+    std::fs::write(&state, "rubbish").unwrap();
+    let error = office.signer.look().await.unwrap_err().to_string();
+    assert!(error.contains("rotation.json") && error.contains("what was in force stays"), "{error}");
+    office.token("t", "agent", Some("kari"), 1).await;
+    assert!(office.enroll(&Device::new(), "t").await.is_ok());
+    std::fs::remove_file(&state).unwrap();
+    office.signer.look().await.unwrap();
+}
+
+/// A second of the running hub.
+async fn look(office: &Office, hub: &Led, world: &World) -> Bundle {
+    office.signer.look().await.unwrap();
+    hub.control.look(world.now_ms()).await.unwrap();
+    Bundle::read(&world.hub.store.newest_paper(SignedKind::Bundle.as_u8()).await.unwrap().unwrap().body).unwrap()
+}
+
+fn roots(bundle: &Bundle) -> usize {
+    bundle.roots.matches("BEGIN CERTIFICATE").count()
+}
+
 impl Office {
+    /// As `muster-certs` opens it.
+    fn ca(&self) -> Ca {
+        self.signer.ca().reopen().unwrap()
+    }
+
+    async fn report(&self, world: &World) -> Report {
+        report(&self.store, "muster.test", world.now_ms()).await.unwrap()
+    }
+
     async fn new(world: &World) -> Office {
         let dial = |name: &str| DialRow { name: name.into(), site: "oslo".into(), address: "r:1".into(), door: "r:2".into() };
         world.hub.store.set_dial(&dial("site/oslo/relay/oslo-1")).await.unwrap();
-        Ca::init(&world.folder.path().join("ca"), "muster.test").unwrap();
+        Ca::init_at(&world.folder.path().join("ca"), "muster.test", Arc::new(At(world.clock.clone()))).unwrap();
         let seal = SealKey::generate().unwrap().to_bytes();
-        Office { signer: signer(world, &seal), store: world.hub.store.clone(), seal }
+        Office { signer: Arc::new(signer(world, &seal)), store: world.hub.store.clone(), seal }
     }
 
     /// One more hub with the same keys.
@@ -363,7 +532,7 @@ impl Office {
 }
 
 fn signer(world: &World, seal: &[u8]) -> Signer {
-    let ca = Ca::open(&world.folder.path().join("ca")).unwrap();
+    let ca = Ca::open_at(&world.folder.path().join("ca"), Arc::new(At(world.clock.clone()))).unwrap();
     let hub = HubAt { name: "hub/hub-1".parse().unwrap(), address: "hub:8444".into(), door: "hub:8445".into() };
     let lives = Lives { agent_ms: LIFE_MS, relay_ms: LIFE_MS };
     let clock: Arc<dyn Clock> = Arc::new(world.clock.clone());
@@ -373,16 +542,22 @@ fn signer(world: &World, seal: &[u8]) -> Signer {
 struct Device {
     key: DeviceKey,
     request: KeyRequest,
+    bundle: Version,
 }
 
 impl Device {
     fn new() -> Device {
-        Device { key: DeviceKey::generate().unwrap(), request: KeyRequest::generate().unwrap() }
+        Device { key: DeviceKey::generate().unwrap(), request: KeyRequest::generate().unwrap(), bundle: Version::default() }
     }
 
     /// The same device with a new key for its next certificate.
     fn with_new_request(&self) -> Device {
-        Device { key: DeviceKey::from_pem(self.key.to_pem()).unwrap(), request: KeyRequest::generate().unwrap() }
+        self.holding(self.bundle)
+    }
+
+    /// The same with a bundle.
+    fn holding(&self, bundle: Version) -> Device {
+        Device { key: DeviceKey::from_pem(self.key.to_pem()).unwrap(), request: KeyRequest::generate().unwrap(), bundle }
     }
 
     fn plea(&self, wish: Wish, nonce: [u8; 32]) -> Plea {
@@ -393,6 +568,7 @@ impl Device {
             device_key: self.key.public(),
             reply_key: [9; 32],
             version: "0.1.0".into(),
+            bundle: self.bundle,
         }
     }
 }

@@ -13,7 +13,10 @@ use crate::{
     chance,
     clock::Clock,
     door::{Answer, Ask, Plea, Refusal, Said, Standing, Wish},
+    ids::Version,
     member::{Home, Member, MemberError},
+    message::SignedKind,
+    papers::Papers,
     renewal::Life,
     seal::SealTo,
 };
@@ -55,6 +58,8 @@ pub struct Asking<'a> {
     pub seal: &'a SealTo,
     /// Of the program.
     pub version: &'a str,
+    /// The newest bundle of roots that it holds.
+    pub bundle: Version,
 }
 
 impl Asking<'_> {
@@ -68,6 +73,7 @@ impl Asking<'_> {
             device_key: self.device_key.public(),
             reply_key: chance::random_32(),
             version: self.version.to_owned(),
+            bundle: self.bundle,
         };
         let ask = plea.seal(self.device_key, self.seal).map_err(|_| AskError::Unreadable)?;
         match exchange(way, &ask).await? {
@@ -92,6 +98,8 @@ async fn exchange(way: &impl Way, ask: &Ask) -> Result<Answer, AskError> {
 pub struct Renewing<W> {
     pub home: Home,
     pub keys: Arc<Keys>,
+    /// What the hub signed: which roots this program holds is told with each request.
+    pub papers: Arc<Papers>,
     pub clock: Arc<dyn Clock>,
     pub way: W,
     /// The computer woke up, or its network changed: look at once. Told to those who dial, too, when a certificate that had ended is replaced.
@@ -135,9 +143,16 @@ impl<W: Way> Renewing<W> {
     /// Renews until `stop`. A renewal that fails is said once, and tried again.
     pub async fn run(self, stop: CancellationToken) {
         let mut due_ms = self.life().renew_ms(chance::fraction());
+        let mut moves_to = None;
         count("renewed", 0);
         count("failed", 0);
         while !stop.is_cancelled() {
+            // Planned once for each CA: a hub that signs by another than it says isn't asked without end.
+            let other = self.papers.issuer().filter(|issuer| self.keys.leaf().issuer.as_ref() != Some(issuer));
+            if other.is_some() && other != moves_to {
+                due_ms = due_ms.min(self.life().move_ms(self.clock.now().wall_ms, chance::fraction()));
+                moves_to = other;
+            }
             let every = match self.look(due_ms).await {
                 Ok(Looked::Early) => self.life().check_every(),
                 Ok(Looked::Renewed) => {
@@ -186,7 +201,8 @@ impl<W: Way> Renewing<W> {
             return Ok(Looked::Early);
         }
         let request = if due { self.home.request()? } else { member.same_request()? };
-        let asking = Asking { device_key: &self.home.device_key()?, seal: &member.seal, version: self.version };
+        let bundle = self.papers.version(SignedKind::Bundle);
+        let asking = Asking { device_key: &self.home.device_key()?, seal: &member.seal, version: self.version, bundle };
         let wish = Wish::Renew { name: member.name.to_string(), join_state: member.join_state };
         match asking.ask(&self.way, wish, &request).await {
             Ok(Said::Issued(issued)) => {

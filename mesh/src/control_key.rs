@@ -315,7 +315,7 @@ mod tests {
 
         fn body(&self) -> Bundle {
             let controls = vec![ControlChain { n: 1, chain: self.chain.pem.clone() }];
-            Bundle { made_ms: NOW, roots: self.root.pem().to_owned(), crosses: String::new(), controls }
+            Bundle { made_ms: NOW, ca: 1, issuer: String::new(), roots: self.root.pem().to_owned(), crosses: String::new(), controls }
         }
 
         fn bundle(&self, n: u32) -> Vec<u8> {

@@ -20,6 +20,7 @@ use muster_certs::{
 };
 
 use crate::{
+    ids::Version,
     limits,
     message::{MessageError, decode, encode},
     seal::{NotSealed, SealKey, SealTo},
@@ -82,6 +83,8 @@ pub struct Plea {
     pub reply_key: [u8; 32],
     /// Of the program that asks.
     pub version: String,
+    /// The newest bundle of roots that it holds. 0.0: none.
+    pub bundle: Version,
 }
 
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
@@ -390,6 +393,7 @@ mod tests {
             device_key: device.public(),
             reply_key: [4; 32],
             version: "0.1.0".to_owned(),
+            bundle: Version { epoch: 1, n: 2 },
         }
     }
 

@@ -5,25 +5,41 @@
 
 use std::sync::Arc;
 
-use muster_certs::{Keys, Name, SystemTime, Trusted};
+use muster_certs::{Identity, Keys, Name, SystemTime, Trusted};
 
 use crate::{
     asking::{Asking, Way},
     complaint::Complaint,
     door::{Said, Wish},
+    ids::Version,
     join::JoinToken,
     member::{Home, Member},
 };
 
-/// Joins with a token, as whom the hub says: at the first of its doors that answers.
+/// Whom a token may make of this folder's program: anybody, or `again` only who it is already, with the key and the queue that it has. So a mesh
+/// whose root was replaced gets its members back.
+pub fn wanted(home: &Home, token: &JoinToken, again: bool) -> anyhow::Result<Option<Identity>> {
+    match (home.member()?, again) {
+        (None, false) => Ok(None),
+        (Some(member), true) => Ok(Some(Identity::new(&token.domain, member.name)?)),
+        (Some(member), false) => {
+            let todo = "After a change of the mesh's root give --again; to become somebody else, use another state folder";
+            Err(Complaint::new(format!("this is {} already", member.name), todo).into())
+        }
+        (None, true) => Err(Complaint::new("nobody was enrolled here before", "Leave out --again").into()),
+    }
+}
+
+/// Joins with a token, as whom the hub says: at the first of its doors that answers. `wanted`: who this has been, and must stay.
 pub async fn join<W: Way>(
     home: &Home,
     token: &JoinToken,
+    wanted: Option<&Identity>,
     version: &str,
     door: impl Fn(&str, &Name, &Trusted) -> Result<W, String>,
 ) -> anyhow::Result<Member> {
     let (device_key, request) = (home.device_key()?, home.request()?);
-    let asking = Asking { device_key: &device_key, seal: &token.seal(), version };
+    let asking = Asking { device_key: &device_key, seal: &token.seal(), version, bundle: Version::default() };
     let mut why = "the join token names nobody to ask".to_owned();
     for (address, name) in token.doors() {
         let wish = Wish::Enroll { token: token.id, secret: token.secret };
@@ -32,7 +48,7 @@ pub async fn join<W: Way>(
             Err(error) => Err(error),
         };
         match said {
-            Ok(Said::Issued(issued)) => return Ok(home.joined(&issued, &request, token.kind.role(), None, Arc::new(SystemTime))?),
+            Ok(Said::Issued(issued)) => return Ok(home.joined(&issued, &request, token.kind.role(), wanted, Arc::new(SystemTime))?),
             Ok(Said::Waiting) => why = "the hub wants an admin to approve it first".to_owned(),
             Ok(Said::Refused(refusal)) => return Err(Complaint::new(refusal.to_string(), "").into()),
             Err(error) => why = format!("{name} at {address}: {error}"),

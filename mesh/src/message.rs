@@ -722,6 +722,10 @@ impl Signed {
 pub struct Bundle {
     /// The hub's clock when it was made.
     pub made_ms: i64,
+    /// Which version of the CA's roots these are. 0: the hub has them from a file and doesn't know.
+    pub ca: u64,
+    /// The issuing CA by which the hub signs certificates now: its subject key identifier, lower-case hex; or empty.
+    pub issuer: String,
     /// PEM, as are the others.
     pub roots: String,
     /// The new root's certificates under the old one, for who knows the old one only; or empty.

@@ -49,6 +49,8 @@ struct Inner {
     denied: DenyList,
     /// By the hub's clock, the latest time that it signed.
     signed_ms: i64,
+    /// The issuing CA by which the hub issues now.
+    issuer: String,
 }
 
 struct Kept {
@@ -83,7 +85,7 @@ impl Papers {
     /// With nothing, and nothing is kept on a disk.
     pub fn in_memory(keys: Arc<Keys>) -> Papers {
         let controls = Arc::new(Controls::new(&keys.identity().domain, &keys.roots_pem()));
-        let inner = Inner { controls, kept: Vec::new(), denied: DenyList::default(), signed_ms: i64::MIN };
+        let inner = Inner { controls, kept: Vec::new(), denied: DenyList::default(), signed_ms: i64::MIN, issuer: String::new() };
         Papers { keys, folder: None, inner: Mutex::new(inner), denials: watch::channel(()).0 }
     }
 
@@ -127,6 +129,7 @@ impl Papers {
         let mut inner = self.lock();
         inner.controls = Arc::new(controls);
         inner.signed_ms = bundle.made_ms.max(inner.signed_ms);
+        inner.issuer = bundle.issuer;
         drop(inner);
         self.keep(&signed, bytes);
         Ok(Paper { signed, is_news: true })
@@ -177,6 +180,16 @@ impl Papers {
         let inner = self.lock();
         let newest = |kind: u8| inner.newest_of(kind).map(|(version, _)| HeldVersion { kind, version });
         SignedKind::ALL.into_iter().map(SignedKind::as_u8).filter_map(newest).collect()
+    }
+
+    /// The issuing CA by which the hub issues now, if it says so: its key identifier, lower-case hex.
+    pub fn issuer(&self) -> Option<String> {
+        Some(self.lock().issuer.clone()).filter(|issuer| !issuer.is_empty())
+    }
+
+    /// The version of the newest of a kind. 0.0: there is none.
+    pub fn version(&self, kind: SignedKind) -> Version {
+        self.newest_of(kind.as_u8()).map(|(version, _)| version).unwrap_or_default()
     }
 
     /// The newest of a kind, as the hub signed it.
@@ -437,7 +450,8 @@ mod tests {
 
         fn bundle(&self, n: u32) -> Bytes {
             let controls = vec![ControlChain { n: 1, chain: self.chain.pem.clone() }];
-            let bundle = Bundle { made_ms: NOW, roots: self.root.pem().to_owned(), crosses: String::new(), controls };
+            let bundle =
+                Bundle { made_ms: NOW, ca: 1, issuer: String::new(), roots: self.root.pem().to_owned(), crosses: String::new(), controls };
             self.sign(SignedKind::Bundle, 1, n, &bundle.bytes().unwrap())
         }
 

@@ -1,4 +1,5 @@
-//! Quiet: when a certificate is renewed: at half of its life, a tenth more or less, by the wall clock. Time and chance are arguments.
+//! Quiet: when a certificate is renewed: at half of its life, a tenth more or less, by the wall clock; soon, when another CA issues. Time and
+//! chance are arguments.
 
 use std::time::Duration;
 
@@ -8,6 +9,9 @@ use muster_certs::issuer::BACKDATED_MS;
 const CHECK_EVERY_MAX: Duration = Duration::from_secs(60);
 /// A certificate's life is looked at so often.
 const CHECKS: u32 = 20;
+
+/// Once another CA issues, a mesh has its new certificates after this: long enough that its members don't all ask at the same time.
+const MOVE_WITHIN_MS: i64 = 3_600_000;
 
 /// A certificate's life, from its issue on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,12 @@ impl Life {
         self.issued_ms.saturating_add((self.length_ms() as f64 * (0.4 + 0.2 * chance)) as i64)
     }
 
+    /// When to renew because another CA issues by now, milliseconds UTC. `chance` in [0, 1).
+    pub fn move_ms(self, now_ms: i64, chance: f64) -> i64 {
+        let within_ms = (self.length_ms() / i64::from(CHECKS)).min(MOVE_WITHIN_MS);
+        now_ms.saturating_add((within_ms as f64 * chance) as i64)
+    }
+
     /// How often to look whether it is time.
     pub fn check_every(self) -> Duration {
         (Duration::from_millis(self.length_ms().unsigned_abs()) / CHECKS).clamp(Duration::from_millis(100), CHECK_EVERY_MAX)
@@ -50,6 +60,13 @@ mod tests {
         assert_eq!(life.renew_ms(0.0), 12 * DAY_MS);
         assert!(life.renew_ms(0.999_999) < 18 * DAY_MS);
         assert_eq!(life.check_every(), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn when_another_ca_issues_everybody_moves_within_an_hour_and_not_at_once() {
+        let life = Life::of(-BACKDATED_MS, 30 * DAY_MS);
+        assert_eq!((life.move_ms(7, 0.0), life.move_ms(7, 0.5)), (7, 1_800_007));
+        assert_eq!(Life::of(-BACKDATED_MS, 20_000).move_ms(7, 0.5), 507);
     }
 
     #[test]

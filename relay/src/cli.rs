@@ -37,6 +37,9 @@ enum Verb {
         /// The token, or a file that holds it.
         #[arg(value_name = "TOKEN|FILE")]
         token: String,
+        /// The mesh's root was replaced: this relay stays who it is, and keeps what waits.
+        #[arg(long)]
+        again: bool,
     },
     /// How the running relay stands.
     Status,
@@ -85,7 +88,7 @@ impl Cli {
         let state = config::expand(&config.state);
         match self.verb {
             Verb::Run => run::run(&config, stop).await.map(|()| true),
-            Verb::Enroll { token } => enroll(&state, &token).await,
+            Verb::Enroll { token, again } => enroll(&state, &token, again).await,
             Verb::Status => status(&state).await,
             Verb::Queue(QueueVerb::Inspect { lane, segment, index, most, json }) => {
                 inspect(&state, Question::Inspect { lane, segment, index, most }, json).await
@@ -96,8 +99,8 @@ impl Cli {
 }
 
 /// A token is long, and a shell remembers what was typed: so a file will do.
-async fn enroll(state: &Path, token: &str) -> anyhow::Result<bool> {
-    let member = enrolment::enroll(state, &join::given(token)?).await?;
+async fn enroll(state: &Path, token: &str, again: bool) -> anyhow::Result<bool> {
+    let member = enrolment::enroll(state, &join::given(token)?, again).await?;
     println!("This relay is {} now. Start it: muster-relay run", member.name);
     Ok(true)
 }

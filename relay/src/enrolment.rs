@@ -17,8 +17,8 @@ use crate::sync::{Line, StrangersLine};
 
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Joins with a token, as whom the hub says. The state folder must not be in use.
-pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
+/// Joins with a token, as whom the hub says; `again`: as who it is already. The state folder must not be in use.
+pub async fn enroll(state: &Path, token: &str, again: bool) -> anyhow::Result<Member> {
     let todo = "Ask for a new one: muster-hub token relay";
     let token: JoinToken = token.parse().map_err(|error| Complaint::new(format!("{error}"), todo))?;
     if token.kind != Kind::Relay {
@@ -27,11 +27,8 @@ pub async fn enroll(state: &Path, token: &str) -> anyhow::Result<Member> {
     let state = StateDir::open(state, "relay")?;
     control::check_folder(state.path())?;
     let home = Home::of(state.path());
-    if let Some(member) = home.member()? {
-        let what = format!("this relay is {} already", member.name);
-        return Err(Complaint::new(what, "To make another one of it, use another state folder").into());
-    }
-    doors::join(&home, &token, VERSION, door).await
+    let wanted = doors::wanted(&home, &token, again)?;
+    doors::join(&home, &token, wanted.as_ref(), VERSION, door).await
 }
 
 /// The way of a running relay: its own line to the hub, and the hub's door once its certificate has ended.

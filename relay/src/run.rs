@@ -122,6 +122,7 @@ impl Relay {
             let renewing = Renewing {
                 home: home.clone(),
                 keys: keys.clone(),
+                papers: papers.clone(),
                 clock: clock.clone(),
                 way: ToTheHub { line: line.clone(), home, keys: keys.clone(), clock: clock.clone() },
                 wake,

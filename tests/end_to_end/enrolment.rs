@@ -16,8 +16,8 @@ use crate::{
 
 const SITE: &str = "oslo";
 const AT: AgentAt<'static> = AgentAt { person: "ada", name: "Ada", site: SITE, relays: &[SITE], display: None };
-const AGENT_LIFE: &str = "MUSTER_HUB__SIGNER__AGENT_LIFE_S";
-const RELAY_LIFE: &str = "MUSTER_HUB__SIGNER__RELAY_LIFE_S";
+pub const AGENT_LIFE: &str = "MUSTER_HUB__SIGNER__AGENT_LIFE_S";
+pub const RELAY_LIFE: &str = "MUSTER_HUB__SIGNER__RELAY_LIFE_S";
 
 fn agent() -> Node {
     Node::Agent(AT.person.into())
@@ -35,12 +35,12 @@ async fn branch(folder: &Path, lives: &[(&str, &str)]) -> Mesh {
     mesh
 }
 
-fn name_of(mesh: &Mesh, node: &Node) -> String {
+pub fn name_of(mesh: &Mesh, node: &Node) -> String {
     mesh.member(node).unwrap().unwrap().name.to_string()
 }
 
 /// Certificates issued to a member so far, and how many of them because the one before had ended.
-async fn issued(mesh: &Mesh, node: &Node) -> (i64, i64) {
+pub async fn issued(mesh: &Mesh, node: &Node) -> (i64, i64) {
     let mut database = connected(mesh).await;
     let sums = "SELECT COUNT(*), CAST(COALESCE(SUM(recovery), 0) AS BIGINT) FROM certificates WHERE name = $1";
     let row = sqlx::query(sums).bind(name_of(mesh, node)).fetch_one(&mut database).await.unwrap();
@@ -48,7 +48,7 @@ async fn issued(mesh: &Mesh, node: &Node) -> (i64, i64) {
     (row.get(0), row.get(1))
 }
 
-async fn until_issued(mesh: &mut Mesh, node: &Node, wanted: impl Fn(i64, i64) -> bool) {
+pub async fn until_issued(mesh: &mut Mesh, node: &Node, wanted: impl Fn(i64, i64) -> bool) {
     let begin = Instant::now();
     loop {
         let (all, recoveries) = issued(mesh, node).await;
@@ -77,12 +77,12 @@ fn says(status: &Value, words: &str) -> bool {
 }
 
 /// All that was collected has arrived.
-fn has_arrived(status: &Value) -> bool {
+pub fn has_arrived(status: &Value) -> bool {
     status["journey"]["made"]["batches"].as_u64() > Some(0) && status["journey"]["made"] == status["journey"]["hub"]
 }
 
 /// The certificate that lies in a node's folder has ended.
-async fn until_ended(mesh: &Mesh, node: &Node) {
+pub async fn until_ended(mesh: &Mesh, node: &Node) {
     let keys = mesh.member(node).unwrap().unwrap().keys(std::sync::Arc::new(muster_certs::SystemTime)).unwrap();
     while SystemClock::new().now().wall_ms <= keys.not_after_ms() {
         sleep(LOOK_EVERY).await;
@@ -243,7 +243,7 @@ async fn a_token_that_does_not_count_is_told_so_and_changes_nothing() {
     enroll(&mesh, &used).unwrap();
     let name = name_of(&mesh, &agent());
     let said = enroll(&mesh, &used).unwrap_err();
-    assert!(said.contains(&format!("this computer is {name} already")), "{said}");
+    assert!(said.contains(&format!("this is {name} already")), "{said}");
     let other = AgentAt { person: "bob", ..AT };
     mesh.configure_agent(&other).unwrap();
     let said = mesh.done(&Node::Agent("bob".into()), &["enroll", &used]).unwrap_err().to_string();

@@ -14,6 +14,7 @@ mod mistakes;
 mod object_store;
 mod pictures;
 mod quickstart;
+mod rotation;
 mod runbooks;
 mod small_disk;
 mod swarm;

@@ -26,10 +26,12 @@ CREATE TABLE members (
     cloned_ms BIGINT,                -- when somebody showed a join state from before a later one
     denied_ms BIGINT
 ) WITHOUT ROWID;
+CREATE INDEX members_by_key ON members (device_key);
 CREATE TABLE certificates (
     public_key TEXT NOT NULL PRIMARY KEY, -- SHA-256 of the SubjectPublicKeyInfo: one key is always answered alike
     name TEXT NOT NULL REFERENCES members (name),
     serial TEXT NOT NULL,
+    issuer TEXT NOT NULL,            -- which issuing CA: its key identifier
     chain TEXT NOT NULL,             -- PEM
     recovery BIGINT NOT NULL,        -- 1: the one before it had ended
     issued_ms BIGINT NOT NULL,

@@ -13,7 +13,7 @@ use muster_mesh::{
 use crate::{
     admission::{self, AdmissionError, Owner, USES_MAX, VALID_MAX, VALID_MIN, Wanted, Whom},
     config::Config,
-    running,
+    report, running,
     store::{Grant, MemberRow, MemberStanding, Store, TokenRow},
 };
 
@@ -78,7 +78,11 @@ pub struct Out {
 #[derive(Debug, Subcommand)]
 pub enum MemberVerb {
     /// Everybody who was enrolled, and how they stand
-    List,
+    List {
+        /// Who holds which certificate and roots, for `muster-certs rotate advance --members FILE` and `muster-certs doctor`
+        #[arg(long)]
+        json: bool,
+    },
     /// Says whose a waiting computer is, or lets one that asked too often come back once more
     Approve {
         /// As `list` shows it, such as site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617
@@ -162,7 +166,12 @@ async fn list_tokens(store: &Store) -> anyhow::Result<()> {
 pub async fn member(config: &Config, verb: MemberVerb) -> anyhow::Result<()> {
     let store = Store::open(&config.store.url).await?;
     match verb {
-        MemberVerb::List => list_members(&store).await?,
+        MemberVerb::List { json: false } => list_members(&store).await?,
+        MemberVerb::List { json: true } => {
+            let domain = running::keys(config)?.identity().domain;
+            let report = report::report(&store, &domain, SystemClock::new().now().wall_ms).await?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        }
         MemberVerb::Approve { member, person, name } => {
             let owner = person.zip(name).map(|(person, name)| Owner { person, name });
             admission::approve(&store, &member, owner).await.map_err(complaint)?;

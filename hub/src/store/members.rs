@@ -1,5 +1,6 @@
 //! Async: who was enrolled here: join tokens, members, and the certificates that were issued to them.
 
+use muster_certs::Name;
 use sqlx::{Row, any::AnyRow};
 
 use super::{Store, StoreError, Writing};
@@ -92,6 +93,8 @@ pub struct CertificateRow {
     pub public_key: String,
     pub name: String,
     pub serial: String,
+    /// The key identifier of the issuing CA.
+    pub issuer: String,
     pub chain: String,
     /// The one before it had ended.
     pub recovery: bool,
@@ -110,7 +113,7 @@ pub struct DialRow {
 
 const TOKEN: &str = "id, secret, role, site, relay, person, display, uses_left, made_ms, ends_ms, made_by";
 const MEMBER: &str = "name, device_key, join_state, approved, token, joined_ms, version, allowed, waits_ms, cloned_ms, denied_ms";
-const CERTIFICATE: &str = "public_key, name, serial, chain, recovery, issued_ms, not_after_ms";
+const CERTIFICATE: &str = "public_key, name, serial, issuer, chain, recovery, issued_ms, not_after_ms";
 
 impl Store {
     pub async fn add_token(&self, token: &TokenRow) -> Result<(), StoreError> {
@@ -162,6 +165,17 @@ impl Store {
         row.as_ref().map(member_row).transpose()
     }
 
+    /// Of everybody who has one the certificate that was issued last, in the order of their names.
+    pub async fn last_certificates(&self) -> Result<Vec<CertificateRow>, StoreError> {
+        let select = format!(
+            "SELECT {CERTIFICATE} FROM (SELECT {CERTIFICATE}, \
+             ROW_NUMBER() OVER (PARTITION BY name ORDER BY issued_ms DESC, not_after_ms DESC) AS place FROM certificates) AS placed \
+             WHERE place = 1 ORDER BY name"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(&self.readers).await?;
+        rows.iter().map(certificate_row).collect()
+    }
+
     /// Where relays of a site are found, in the order of their names.
     pub async fn dials(&self, site: &str) -> Result<Vec<DialRow>, StoreError> {
         let select = "SELECT name, site, address, door FROM dials WHERE site = $1 ORDER BY name";
@@ -207,6 +221,18 @@ impl Writing<'_> {
         row.as_ref().map(member_row).transpose()
     }
 
+    /// The device of a site that has this key, unless it was denied or cloned. Locked as in [`member`](Self::member).
+    pub async fn member_of_key(&mut self, device_key: &str, site: &str) -> Result<Option<MemberRow>, StoreError> {
+        let select = format!(
+            "SELECT {MEMBER} FROM members WHERE device_key = $1 AND denied_ms IS NULL AND cloned_ms IS NULL ORDER BY name {}",
+            self.store.engine.locking()
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(select)).bind(device_key).fetch_all(&mut *self.transaction).await?;
+        let members: Vec<MemberRow> = rows.iter().map(member_row).collect::<Result<_, _>>()?;
+        let is_of_site = |member: &MemberRow| matches!(member.name.parse(), Ok(Name::Agent { site: own, .. }) if own == site);
+        Ok(members.into_iter().find(is_of_site))
+    }
+
     pub async fn keep_member(&mut self, member: &MemberRow) -> Result<(), StoreError> {
         let upsert = format!(
             "INSERT INTO members ({MEMBER}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (name) DO UPDATE SET \
@@ -246,12 +272,18 @@ impl Writing<'_> {
         Ok((row.try_get(0)?, row.try_get(1)?))
     }
 
+    /// In the place of one for the same key, if there was one.
     pub async fn keep_certificate(&mut self, certificate: &CertificateRow) -> Result<(), StoreError> {
-        let insert = format!("INSERT INTO certificates ({CERTIFICATE}) VALUES ($1, $2, $3, $4, $5, $6, $7)");
-        sqlx::query(sqlx::AssertSqlSafe(insert))
+        let upsert = format!(
+            "INSERT INTO certificates ({CERTIFICATE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (public_key) DO UPDATE SET \
+             serial = excluded.serial, issuer = excluded.issuer, chain = excluded.chain, recovery = excluded.recovery, \
+             issued_ms = excluded.issued_ms, not_after_ms = excluded.not_after_ms"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(upsert))
             .bind(certificate.public_key.clone())
             .bind(certificate.name.clone())
             .bind(certificate.serial.clone())
+            .bind(certificate.issuer.clone())
             .bind(certificate.chain.clone())
             .bind(i64::from(certificate.recovery))
             .bind(certificate.issued_ms)
@@ -311,9 +343,10 @@ fn certificate_row(row: &AnyRow) -> Result<CertificateRow, StoreError> {
         public_key: row.try_get(0)?,
         name: row.try_get(1)?,
         serial: row.try_get(2)?,
-        chain: row.try_get(3)?,
-        recovery: row.try_get::<i64, _>(4)? == 1,
-        issued_ms: row.try_get(5)?,
-        not_after_ms: row.try_get(6)?,
+        issuer: row.try_get(3)?,
+        chain: row.try_get(4)?,
+        recovery: row.try_get::<i64, _>(5)? == 1,
+        issued_ms: row.try_get(6)?,
+        not_after_ms: row.try_get(7)?,
     })
 }

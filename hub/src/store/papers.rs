@@ -89,18 +89,13 @@ impl Store {
     /// Notes that somebody says it holds a version. Noted once.
     pub async fn note_held(&self, name: &str, kind: u8, version: Version, now_ms: i64, said_ms: i64) -> Result<(), StoreError> {
         let mut writing = self.write().await?;
-        let insert = "INSERT INTO held_versions (name, kind, epoch, n, at_ms, said_ms) VALUES ($1, $2, $3, $4, $5, $6) \
-                      ON CONFLICT (name, kind, epoch, n) DO NOTHING";
-        sqlx::query(insert)
-            .bind(name)
-            .bind(i64::from(kind))
-            .bind(i64::from(version.epoch))
-            .bind(i64::from(version.n))
-            .bind(now_ms)
-            .bind(said_ms)
-            .execute(&mut *writing.transaction)
-            .await?;
+        writing.note_held(name, kind, version, now_ms, said_ms).await?;
         writing.commit().await
+    }
+
+    /// One version of a kind.
+    pub async fn paper(&self, kind: u8, version: Version) -> Result<Option<StoredPaper>, StoreError> {
+        read_paper(&mut *self.readers.acquire().await?, kind, version).await
     }
 }
 
@@ -133,6 +128,29 @@ impl Writing<'_> {
         let row = sqlx::query("SELECT value FROM settings WHERE name = 'epoch'").fetch_one(&mut *self.transaction).await?;
         let epoch = number(&row, 0)?;
         Ok((epoch, read_newest(&mut self.transaction, kind).await?))
+    }
+
+    /// Notes that a member says it holds a version, where this database knows that one: nobody fills it with what never was.
+    pub async fn note_known(&mut self, name: &str, kind: u8, version: Version, now_ms: i64) -> Result<(), StoreError> {
+        match read_paper(&mut self.transaction, kind, version).await? {
+            Some(_) => self.note_held(name, kind, version, now_ms, now_ms).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn note_held(&mut self, name: &str, kind: u8, version: Version, now_ms: i64, said_ms: i64) -> Result<(), StoreError> {
+        let insert = "INSERT INTO held_versions (name, kind, epoch, n, at_ms, said_ms) VALUES ($1, $2, $3, $4, $5, $6) \
+                      ON CONFLICT (name, kind, epoch, n) DO NOTHING";
+        sqlx::query(insert)
+            .bind(name)
+            .bind(i64::from(kind))
+            .bind(i64::from(version.epoch))
+            .bind(i64::from(version.n))
+            .bind(now_ms)
+            .bind(said_ms)
+            .execute(&mut *self.transaction)
+            .await?;
+        Ok(())
     }
 
     pub async fn add_paper(&mut self, kind: u8, paper: &StoredPaper, now_ms: i64) -> Result<(), StoreError> {
@@ -201,6 +219,17 @@ async fn read_newest(connection: &mut AnyConnection, kind: u8) -> Result<Option<
         Ok(StoredPaper { version, body: row.try_get(2)? })
     })
     .transpose()
+}
+
+async fn read_paper(connection: &mut AnyConnection, kind: u8, version: Version) -> Result<Option<StoredPaper>, StoreError> {
+    let select = "SELECT body FROM papers WHERE kind = $1 AND epoch = $2 AND n = $3";
+    let row = sqlx::query(select)
+        .bind(i64::from(kind))
+        .bind(i64::from(version.epoch))
+        .bind(i64::from(version.n))
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| Ok(StoredPaper { version, body: row.try_get(0)? })).transpose()
 }
 
 fn number(row: &AnyRow, i: usize) -> Result<u32, StoreError> {

@@ -56,7 +56,7 @@ impl Signing {
         let made_ms = SystemClock::new().now().wall_ms;
         let (key, chain) = ControlKey::issue(issuer, 1, made_ms).unwrap();
         let controls = vec![ControlChain { n: 1, chain: chain.pem }];
-        let bundle = Bundle { made_ms, roots: root.pem().to_owned(), crosses: String::new(), controls };
+        let bundle = Bundle { made_ms, ca: 1, issuer: String::new(), roots: root.pem().to_owned(), crosses: String::new(), controls };
         let version = Version { epoch: 1, n: 1 };
         Signing { key, bundle: Signed::new(SignedKind::Bundle, version, bundle.bytes().unwrap()) }
     }

@@ -1,0 +1,84 @@
+//! Async: who of those who were enrolled holds which certificate and which roots, as `muster-certs` reads it before a step of a rotation.
+
+use std::collections::{BTreeMap, HashMap};
+
+use muster_certs::{Fingerprint, Member, Report};
+use muster_mesh::{
+    ids::Version,
+    message::{Bundle, MessageError, SignedKind},
+};
+
+use crate::store::{CertificateRow, Store, StoreError};
+
+/// Members that are read at a time.
+const PAGE: i64 = 1_000;
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a bundle in the database doesn't read: {0}")]
+    Bundle(#[from] MessageError),
+}
+
+/// Of the running hub's database. By which CA it signs is read first: behind that, nothing of an earlier one is added any more.
+pub async fn report(store: &Store, domain: &str, now_ms: i64) -> Result<Report, ReportError> {
+    let kind = SignedKind::Bundle.as_u8();
+    let newest = store.newest_paper(kind).await?.map(|paper| Bundle::read(&paper.body)).transpose()?;
+    let signer_key = newest.as_ref().map(|bundle| bundle.issuer.clone()).filter(|issuer| !issuer.is_empty());
+    let held = match &newest {
+        Some(newest) => held(store, kind, newest).await?,
+        None => BTreeMap::new(),
+    };
+    let certificates = store.last_certificates().await?;
+    let certificates: HashMap<&str, &CertificateRow> = certificates.iter().map(|row| (row.name.as_str(), row)).collect();
+    let mut members = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = store.members(&after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.name);
+        members.extend(page.into_iter().map(|member| {
+            let certificate = certificates.get(member.name.as_str());
+            Member {
+                bundle_version: held.get(&member.name).copied(),
+                issuer_key: certificate.map(|row| row.issuer.clone()),
+                serial: certificate.map(|row| row.serial.clone()),
+                not_after_ms: certificate.map(|row| row.not_after_ms),
+                last_seen_ms: certificate.map(|row| row.issued_ms),
+                denied: member.denied_ms.is_some(),
+                name: member.name,
+            }
+        }));
+    }
+    Ok(Report { domain: domain.to_owned(), at_ms: now_ms, signer_key, members })
+}
+
+/// Of each who said which bundle it holds the version of the CA's roots in there. What this database doesn't know says nothing, and neither does
+/// a bundle without any root of the newest: it may be another CA's, that counted on its own.
+async fn held(store: &Store, kind: u8, newest: &Bundle) -> Result<BTreeMap<String, u64>, ReportError> {
+    let mut known: HashMap<Version, Option<u64>> = HashMap::new();
+    let mut held = BTreeMap::new();
+    for (name, version) in store.held_versions(kind).await? {
+        let ca = match known.get(&version) {
+            Some(ca) => *ca,
+            None => {
+                let bundle = store.paper(kind, version).await?.map(|paper| Bundle::read(&paper.body)).transpose()?;
+                let ca = bundle.filter(|bundle| bundle.ca > 0 && share_a_root(bundle, newest)).map(|bundle| bundle.ca);
+                known.insert(version, ca);
+                ca
+            }
+        };
+        if let Some(ca) = ca {
+            held.insert(name, ca);
+        }
+    }
+    Ok(held)
+}
+
+fn share_a_root(one: &Bundle, other: &Bundle) -> bool {
+    let fingerprints = |bundle: &Bundle| Fingerprint::of_roots(&bundle.roots).unwrap_or_default();
+    let others = fingerprints(other);
+    fingerprints(one).iter().any(|root| others.contains(root))
+}
