@@ -72,7 +72,7 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         reconcile(&store, &objects, now_ms, &policies).await?;
     }
     let listed = Listed::open(store.clone(), config.issued.clone()).await?;
-    let tokens = Tokens::open(&state.join(TOKEN_KEY))?;
+    let tokens = Arc::new(Tokens::open(store.clone(), &state.join(TOKEN_KEY), restored, now_ms).await?);
     let mesh = serve::bind(config.mesh.listen, "mesh.listen").await?;
     let web = serve::bind(config.web.listen, "web.listen").await?;
     let (mesh_address, web_address) = (mesh.local_addr()?, web.local_addr()?);
@@ -229,6 +229,9 @@ fn spawn_looking(hub: Arc<Hub>, mut listed: Listed, ready: Arc<AtomicBool>, stop
                 tracing::warn!(%error, "what this hub signs can't be looked after now; what it signed before holds");
             }
             hub.control.measure(hub.now_ms());
+            if let Err(error) = hub.tokens.look(hub.now_ms()).await {
+                tracing::warn!(%error, "the token keys can't be looked after now; those that were known hold");
+            }
             if let Err(error) = listed.look().await {
                 tracing::warn!(%error, "the list of devices isn't kept yet");
             }

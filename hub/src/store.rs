@@ -41,6 +41,7 @@ mod records;
 mod reserve;
 mod summary;
 mod sweep;
+mod token_keys;
 
 pub use admins::Admin;
 pub use census::Census;
@@ -54,6 +55,7 @@ pub use posts::{Loaded, NewBatch, NewHold, NewLine, NewObject, PostRows};
 pub use records::{Answered, KeptBatch, KeptNumber};
 pub use summary::Summary;
 pub use sweep::{Deletion, Swept};
+pub use token_keys::TokenKeyRow;
 
 /// Below this SQLite can corrupt a database with a write-ahead log.
 const SQLITE_MIN: (u32, u32, u32) = (3, 51, 3);
@@ -384,7 +386,7 @@ impl Writing<'_> {
 }
 
 /// All tables that this version has.
-const TABLES: [&str; 33] = [
+const TABLES: [&str; 38] = [
     "settings",
     "counters",
     "relays",
@@ -418,6 +420,11 @@ const TABLES: [&str; 33] = [
     "members",
     "certificates",
     "dials",
+    "control_keys",
+    "token_keys",
+    "papers",
+    "denied",
+    "held_versions",
 ];
 
 fn newest(engine: Engine) -> i64 {

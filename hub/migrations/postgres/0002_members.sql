@@ -50,6 +50,13 @@ CREATE TABLE control_keys (
     since_ms BIGINT NOT NULL,
     ended_ms BIGINT                  -- from then on nobody is to believe it
 );
+-- Whose signatures count under people's tokens. The private halves stay with each hub.
+CREATE TABLE token_keys (
+    kid TEXT NOT NULL PRIMARY KEY,
+    public_key TEXT NOT NULL,        -- Ed25519
+    since_ms BIGINT NOT NULL,
+    ends_ms BIGINT NOT NULL          -- from then on nothing counts that it signed
+);
 -- Every version of what is signed besides policies, which have a table of their own.
 CREATE TABLE papers (
     kind BIGINT NOT NULL,            -- 3 the denied, 4 a bundle
