@@ -23,7 +23,7 @@ use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api,
+    api, asks,
     config::Config,
     control::{Control, Own},
     hub::Hub,
@@ -90,6 +90,9 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     let ready = Arc::new(AtomicBool::new(true));
     let (status_address, status_task) = status.serve(config.status.listen, ready.clone(), stop.clone()).await?;
     let mut tasks = Vec::new();
+    if let Some(signer) = hub.signer.clone().filter(|_| store.is_shared()) {
+        tasks.push(asks::spawn(signer, store.clone(), stop.clone()));
+    }
     if let Some(door) = door {
         tasks.push(serve::spawn(door, serve::Door::strangers(&keys, clock.clone())?, api::door(&hub), stop.clone()));
     }

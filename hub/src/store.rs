@@ -26,6 +26,7 @@ use reserve::Reserve;
 use crate::rows::{Shape, Value};
 
 mod admins;
+mod asks;
 mod bulk;
 mod census;
 mod devices;
@@ -44,6 +45,7 @@ mod sweep;
 mod token_keys;
 
 pub use admins::Admin;
+pub use asks::WaitingAsk;
 pub use census::Census;
 pub use devices::DeviceRow;
 pub use looks::Look;
@@ -350,6 +352,11 @@ impl Store {
         Ok(self.readers.begin_with(self.engine.begin_reading()).await?)
     }
 
+    /// Whether other hubs may use it, too.
+    pub fn is_shared(&self) -> bool {
+        self.engine == Engine::Postgres
+    }
+
     /// Whether the database answers.
     pub async fn is_up(&self) -> bool {
         sqlx::query("SELECT 1").fetch_one(&self.readers).await.is_ok()
@@ -386,7 +393,7 @@ impl Writing<'_> {
 }
 
 /// All tables that this version has.
-const TABLES: [&str; 38] = [
+const TABLES: [&str; 39] = [
     "settings",
     "counters",
     "relays",
@@ -425,6 +432,7 @@ const TABLES: [&str; 38] = [
     "papers",
     "denied",
     "held_versions",
+    "door_asks",
 ];
 
 fn newest(engine: Engine) -> i64 {

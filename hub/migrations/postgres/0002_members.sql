@@ -85,3 +85,10 @@ CREATE TABLE held_versions (
     said_ms BIGINT NOT NULL,         -- by the speaker's
     PRIMARY KEY (name, kind, epoch, n)
 );
+-- What was asked at hubs without the issuing key, until the one that has it answers. The number that it gives out lies here always.
+CREATE TABLE door_asks (
+    id TEXT NOT NULL PRIMARY KEY,    -- SHA-256 of the ask
+    ask BYTEA NOT NULL,              -- sealed
+    at_ms BIGINT NOT NULL,
+    answer BYTEA                     -- null: not yet
+);

@@ -85,3 +85,10 @@ CREATE TABLE held_versions (
     said_ms BIGINT NOT NULL,         -- by the speaker's
     PRIMARY KEY (name, kind, epoch, n)
 ) WITHOUT ROWID;
+-- What was asked at hubs without the issuing key, until the one that has it answers. The number that it gives out lies here always.
+CREATE TABLE door_asks (
+    id TEXT NOT NULL PRIMARY KEY,    -- SHA-256 of the ask
+    ask BLOB NOT NULL,               -- sealed
+    at_ms BIGINT NOT NULL,
+    answer BLOB                      -- null: not yet
+) WITHOUT ROWID;
