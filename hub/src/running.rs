@@ -37,7 +37,8 @@ use crate::{
     token::Tokens,
 };
 
-const TOKEN_KEY: &str = "token.key";
+/// In the state folder.
+pub const TOKEN_KEY: &str = "token.key";
 /// How soon a changed policy or list is seen.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often what monitoring asks is counted anew: about as often as it asks.

@@ -50,7 +50,7 @@ pub use census::Census;
 pub use devices::DeviceRow;
 pub use looks::Look;
 pub use members::{CertificateRow, DialRow, Grant, MemberRow, MemberStanding, TokenRow};
-pub use papers::{ControlRow, StoredPaper};
+pub use papers::{ControlKeyRow, ControlRow, StoredPaper};
 pub use pictures::{KeptCapability, KeptPicture, NamedObject};
 pub use policies::StoredPolicy;
 pub use posts::{Loaded, NewBatch, NewHold, NewLine, NewObject, PostRows};

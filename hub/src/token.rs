@@ -102,7 +102,7 @@ impl Tokens {
     /// more, since the backup may not know which key was ended.
     pub async fn open(store: Arc<Store>, path: &Path, restored: bool, now_ms: i64) -> anyhow::Result<Tokens> {
         if restored {
-            store.end_token_keys(None, now_ms).await?;
+            store.end_all_token_keys(now_ms).await?;
         }
         let rows = store.token_keys(now_ms, KEYS_MAX).await?;
         let own = match Own::read(path)? {

@@ -13,7 +13,7 @@ use muster_hub::{
         routes::{Access, Entry, Looks, Method, ROUTES},
     },
     config::{Config, ControlFiles, Door, Mesh, SignerAt, StatusAt, StoreAt, Web},
-    password,
+    control, password,
     running::{self, Running},
     serve,
     store::{Grant, MemberRow, Store, TokenRow},
@@ -404,6 +404,33 @@ async fn a_hub_signs_with_a_key_of_its_own_or_doesnt_start() {
     let store = Store::open(&config.store.url).await.unwrap();
     let numbers: Vec<u32> = store.control_keys().await.unwrap().iter().map(|row| row.n).collect();
     assert_eq!(numbers, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_running_signer_whose_control_key_was_ended_makes_itself_another_and_other_hubs_are_told_to() {
+    let (folder, config) = House::new().await.stop().await;
+    let signing = Config { control: None, ..config.clone() };
+    let running = running::start(signing.clone(), false).await.unwrap();
+    let store = Store::open(&config.store.url).await.unwrap();
+    let ended = std::fs::read_to_string(path(&folder, "state/control.key")).unwrap();
+    assert!(control::end_key(&store, 2, SystemClock::new().now().wall_ms).await.unwrap());
+    let numbers = async || store.control_keys().await.unwrap().iter().map(|row| row.n).collect::<Vec<_>>();
+    for _ in 0..100 {
+        if numbers().await != [1] {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(numbers().await, [1, 3]);
+    assert_ne!(std::fs::read_to_string(path(&folder, "state/control.key")).unwrap(), ended);
+    running.drain().await;
+    // Ended while it doesn't run: the same at its start.
+    assert!(control::end_key(&store, 3, SystemClock::new().now().wall_ms).await.unwrap());
+    running::start(signing, false).await.unwrap().drain().await;
+    assert_eq!(numbers().await, [1, 4]);
+    assert!(control::end_key(&store, 1, SystemClock::new().now().wall_ms).await.unwrap());
+    let refused = start_fails(&Config { signer: None, ..config }).await;
+    assert!(refused.contains("control key 1 was ended") && refused.contains("issue control"), "{refused}");
 }
 
 #[tokio::test]

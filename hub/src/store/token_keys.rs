@@ -27,13 +27,20 @@ impl Store {
         rows.iter().map(token_key).collect()
     }
 
-    /// Nothing counts any more that these have signed; without a `kid`, all of them. Returns how many counted until now.
-    pub async fn end_token_keys(&self, kid: Option<&str>, now_ms: i64) -> Result<u64, StoreError> {
+    /// Nothing counts any more that this one has signed. False: it didn't count before.
+    pub async fn end_token_key(&self, kid: &str, now_ms: i64) -> Result<bool, StoreError> {
         let mut writing = self.write().await?;
-        let update = "UPDATE token_keys SET ends_ms = $1 WHERE ends_ms > $1 AND (kid = $2 OR $2 = '')";
-        let ended = sqlx::query(update).bind(now_ms).bind(kid.unwrap_or_default()).execute(&mut *writing.transaction).await?;
+        let ended = writing.end_token_key_by(kid, now_ms).await?;
         writing.commit().await?;
-        Ok(ended.rows_affected())
+        Ok(ended)
+    }
+
+    /// Nothing counts any more that any of them has signed.
+    pub async fn end_all_token_keys(&self, now_ms: i64) -> Result<(), StoreError> {
+        let mut writing = self.write().await?;
+        let update = "UPDATE token_keys SET ends_ms = $1 WHERE ends_ms > $1";
+        sqlx::query(update).bind(now_ms).execute(&mut *writing.transaction).await?;
+        writing.commit().await
     }
 }
 
@@ -50,11 +57,11 @@ impl Writing<'_> {
         Ok(())
     }
 
-    /// What a key signed counts until then, or until it would have ended before that.
-    pub async fn end_token_key_by(&mut self, kid: &str, ends_ms: i64) -> Result<(), StoreError> {
+    /// What a key signed counts until then. False: it ends before that, and nothing was changed.
+    pub async fn end_token_key_by(&mut self, kid: &str, ends_ms: i64) -> Result<bool, StoreError> {
         let update = "UPDATE token_keys SET ends_ms = $1 WHERE kid = $2 AND ends_ms > $1";
-        sqlx::query(update).bind(ends_ms).bind(kid).execute(&mut *self.transaction).await?;
-        Ok(())
+        let ended = sqlx::query(update).bind(ends_ms).bind(kid).execute(&mut *self.transaction).await?;
+        Ok(ended.rows_affected() == 1)
     }
 }
 
