@@ -14,8 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{api::openapi, check, config::Config, password, running, store::Store};
 
+mod keys;
 mod members;
 
+use keys::KeyVerb;
 use members::{MemberVerb, TokenVerb};
 
 /// Takes the relays' batches, keeps them, deletes them in time, and answers people.
@@ -48,6 +50,9 @@ pub enum Verb {
     /// Those who were enrolled with one
     #[command(subcommand)]
     Member(MemberVerb),
+    /// Keys that sign what comes down, and people's tokens
+    #[command(subcommand)]
+    Key(KeyVerb),
     /// Says what would stop `serve`, and which pictures are missing; changes nothing
     Check {
         /// Reads every picture and compares its SHA-256
@@ -75,6 +80,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Admin(Admin::Create { name }) => create_admin(&config()?, &name).await,
         Verb::Token(verb) => members::token(&config()?, verb).await,
         Verb::Member(verb) => members::member(&config()?, verb).await,
+        Verb::Key(verb) => keys::key(&config()?, verb).await,
         Verb::Check { digests } => say_check(&config()?, if digests { check::Pictures::Digests } else { check::Pictures::Lengths }).await,
         Verb::Openapi => say_api(),
     }

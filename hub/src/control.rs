@@ -11,10 +11,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use muster_certs::{
-    Ca, Controller, Denied, KeyRequest, Keys, Name, When, check_control,
+    Ca, Controller, Denied, KeyRequest, Keys, Leaf, Name, When, check_control,
     files::{self, FileError},
     issuer::{ISSUING_LIFE_MS, leaf_life_ms},
-    material::{root_store, utc_text},
+    material::{CHAIN_CERTIFICATES_MAX, certificates, root_store, utc_text},
+    read_leaf,
 };
 use muster_mesh::{
     complaint::Complaint,
@@ -28,7 +29,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use crate::{
     config::{Config, ControlFiles},
     signer::Signer,
-    store::{ControlRow, Store, StoreError, StoredPaper, Writing},
+    store::{ControlKeyRow, ControlRow, Store, StoreError, StoredPaper, Writing},
 };
 
 const KEY: &str = "control.key";
@@ -47,8 +48,8 @@ pub struct Own {
 
 /// How a hub comes by its next control certificate.
 pub enum Renews {
-    /// It has the issuing key, and issues it to itself.
-    Signer { signer: Arc<Signer>, key_pem: String, certificate: PathBuf },
+    /// It has the issuing key, and issues it to itself. `state`: its state folder.
+    Signer { signer: Arc<Signer>, key_pem: String, state: PathBuf },
     /// Somebody puts it there.
     Files(ControlFiles),
 }
@@ -58,7 +59,7 @@ pub struct Control {
     store: Arc<Store>,
     /// Whom this hub's own handshakes believe, and refuse.
     keys: Arc<Keys>,
-    own: Own,
+    own: ArcSwap<Own>,
     newest: ArcSwap<Newest>,
     /// What was signed once is sent as often as it is asked for: by kind.
     signed: Mutex<BTreeMap<u8, (Version, Vec<u8>)>>,
@@ -133,7 +134,7 @@ impl Control {
         Ok(Control {
             store,
             keys,
-            own,
+            own: ArcSwap::from_pointee(own),
             newest: ArcSwap::from_pointee(newest),
             signed: Mutex::default(),
             noted: Mutex::default(),
@@ -145,8 +146,11 @@ impl Control {
     /// Looks again: a certificate that is due, another hub's key, somebody who was denied.
     pub async fn look(&self, now_ms: i64) -> anyhow::Result<()> {
         let mut made_of = self.changing.lock().await;
-        // Whoever was denied is denied although there is trouble with this hub's own certificate.
-        let renewed = self.renew(now_ms).await;
+        // Whoever was denied is denied although there is trouble with this hub's own key.
+        let renewed = match self.replace_ended(now_ms).await {
+            Ok(()) => self.renew(now_ms).await,
+            Err(error) => Err(error),
+        };
         let sources = self.sources(now_ms).await?;
         if made_of.as_ref() != Some(&sources) {
             let own_files = made_of.as_ref().is_some_and(|old| old.roots != sources.roots);
@@ -161,14 +165,14 @@ impl Control {
         Ok(Sources {
             keys: self.store.control_keys().await?,
             denied: self.store.denied(now_ms).await?,
-            roots: Roots::of(self.leads(), &self.keys),
+            roots: Roots::of(self.own.load().leads(), &self.keys),
             bundle: self.store.newest_paper(newest[0]).await?.map(|paper| paper.version),
             deny: self.store.newest_paper(newest[1]).await?.map(|paper| paper.version),
         })
     }
 
     async fn remake(&self, above: Above, now_ms: i64) -> Result<(), ControlError> {
-        let newest = Newest::make(&self.store, &self.keys, &self.own, above, now_ms).await?;
+        let newest = Newest::make(&self.store, &self.keys, &self.own.load(), above, now_ms).await?;
         let denied = newest.denied()?;
         newest.trusted_by(&self.keys);
         self.newest.store(Arc::new(newest));
@@ -180,23 +184,47 @@ impl Control {
         Ok(())
     }
 
-    /// The key stays.
+    /// Where somebody ended this hub's key, or put another into its files: the other in its place.
+    async fn replace_ended(&self, now_ms: i64) -> anyhow::Result<()> {
+        let own = self.own.load_full();
+        if !ended_keys(&self.store).await?.iter().any(|ended| ended.n == own.key.n()) {
+            return Ok(());
+        }
+        let new = match &own.renews {
+            Some(Renews::Signer { signer, state, .. }) => Own::of_signer(state, signer, &self.store, now_ms).await?,
+            Some(Renews::Files(at)) => Own::of_files(at, &self.keys, &self.store, now_ms).await?,
+            None => return Err(was_ended(own.key.n()).into()),
+        };
+        self.sign_with(new, now_ms).await
+    }
+
+    async fn sign_with(&self, new: Own, now_ms: i64) -> anyhow::Result<()> {
+        let mut writing = self.store.write().await?;
+        writing.keep_control_key(new.key.n(), &new.chain, now_ms).await?;
+        writing.commit().await?;
+        tracing::info!(n = new.key.n(), "this hub signs with a new control key");
+        self.own.store(Arc::new(new));
+        self.signed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        Ok(())
+    }
+
+    /// The certificate: the key stays, where nobody puts another there.
     async fn renew(&self, now_ms: i64) -> anyhow::Result<()> {
+        let own = self.own.load_full();
         let rows = self.store.control_keys().await?;
-        let Some(row) = rows.iter().find(|row| row.n == self.own.key.n()) else { return Ok(()) };
-        let chain = match &self.own.renews {
-            Some(Renews::Signer { signer, key_pem, certificate }) if is_due(&row.chain, &signer.ca(), now_ms) => {
+        let Some(row) = rows.iter().find(|row| row.n == own.key.n()) else { return Ok(()) };
+        let chain = match &own.renews {
+            Some(Renews::Signer { signer, key_pem, state }) if is_due(&row.chain, &signer.ca(), now_ms) => {
                 let chain = signer.control_chain(row.n, key_pem)?;
-                files::write_public(certificate, chain.as_bytes())?;
+                files::write_public(&state.join(CERTIFICATE), chain.as_bytes())?;
                 chain
             }
             Some(Renews::Files(at)) if files::read(&at.certificate).is_ok_and(|chain| chain != row.chain) => {
-                let (own, _, chain) = read_files(at, &self.keys, now_ms)?;
-                if own.n != row.n || own.public_key != self.own.key.public() {
-                    let what = format!("{} now belongs to another key than the one that this hub signs with", at.certificate.display());
-                    return Err(Complaint::new(what, "Restart the hub to sign with that one").into());
+                let new = Own::of_files(at, &self.keys, &self.store, now_ms).await?;
+                if (new.key.n(), new.key.public()) != (own.key.n(), own.key.public()) {
+                    return self.sign_with(new, now_ms).await;
                 }
-                chain
+                new.chain
             }
             Some(_) | None => return Ok(()),
         };
@@ -207,15 +235,11 @@ impl Control {
         Ok(())
     }
 
-    fn leads(&self) -> Option<&Signer> {
-        self.own.leads()
-    }
-
     // --- signing ---
 
     /// Signs something that is said once, such as an ack.
     pub fn sign(&self, signed: &Signed) -> Result<Vec<u8>, SignError> {
-        self.own.key.sign(signed)
+        self.own.load().key.sign(signed)
     }
 
     /// Signs something that many are told, once.
@@ -224,7 +248,7 @@ impl Control {
         if let Some((_, bytes)) = all.get(&signed.kind).filter(|(version, _)| *version == signed.version) {
             return Ok(bytes.clone());
         }
-        let bytes = self.own.key.sign(signed)?;
+        let bytes = self.own.load().key.sign(signed)?;
         all.insert(signed.kind, (signed.version, bytes.clone()));
         Ok(bytes)
     }
@@ -499,9 +523,11 @@ impl Own {
                 utc_text(own.leaf.not_after_ms)
             );
         }
-        let is_taken = is_taken(store, &own)
-            .await
-            .map_err(|error| Complaint::new(format!("The hub's database can't be read ({error})"), "Try again"))?;
+        let unreadable = |error: StoreError| Complaint::new(format!("The hub's database can't be read ({error})"), "Try again");
+        let is_taken = is_taken(store, &own).await.map_err(unreadable)?;
+        if was_ever_ended(store, own.n, &own.public_key).await.map_err(unreadable)? {
+            return Err(was_ended(own.n));
+        }
         if is_taken {
             return Err(Complaint::new(format!("control key {} is another hub's", own.n), "Issue this hub one with a number of its own"));
         }
@@ -510,7 +536,7 @@ impl Own {
 
     async fn of_signer(state: &Path, signer: &Arc<Signer>, store: &Store, now_ms: i64) -> anyhow::Result<Own> {
         let certificate = state.join(CERTIFICATE);
-        let key_pem = key_pem(&state.join(KEY))?;
+        let key_pem = key_pem(&state.join(KEY), store).await?;
         let public = ControlKey::from_pem(0, &key_pem).map(|key| key.public().to_vec());
         let ca = signer.ca();
         let kept = files::read(&certificate).ok().and_then(|chain| {
@@ -518,7 +544,9 @@ impl Own {
             (Some(&own.public_key) == public.as_ref()).then_some((chain, own))
         });
         let (n, kept) = match kept {
-            Some((chain, own)) if !is_taken(store, &own).await? => (own.n, (!is_due(&chain, &ca, now_ms)).then_some(chain)),
+            Some((chain, own)) if !is_taken(store, &own).await? && !was_ever_ended(store, own.n, &own.public_key).await? => {
+                (own.n, (!is_due(&chain, &ca, now_ms)).then_some(chain))
+            }
             Some(_) | None => (store.highest_control_key().await?.saturating_add(1), None),
         };
         let chain = match kept {
@@ -530,7 +558,7 @@ impl Own {
             }
         };
         let key = ControlKey::from_pem(n, &key_pem).ok_or_else(|| damaged_key(&state.join(KEY)))?;
-        Ok(Own { key, chain, renews: Some(Renews::Signer { signer: signer.clone(), key_pem, certificate }) })
+        Ok(Own { key, chain, renews: Some(Renews::Signer { signer: signer.clone(), key_pem, state: state.to_owned() }) })
     }
 }
 
@@ -543,6 +571,15 @@ pub fn check(config: &Config, keys: &Keys, now_ms: i64) -> Result<String, Compla
         }
         (None, Some(_)) => Ok("with a key of its own, certified by the signer".to_owned()),
         (None, None) => Err(signs_nothing()),
+    }
+}
+
+/// The number of the key that this hub signs with, as its files say it. None: it has none yet.
+pub fn own_number(config: &Config) -> Option<u32> {
+    let path = config.control.as_ref().map_or_else(|| config.state.join(CERTIFICATE), |files| files.certificate.clone());
+    match leaf_of(&files::read(&path).ok()?)?.identity.name {
+        Name::Control { n } => Some(n),
+        Name::Hub { .. } | Name::Relay { .. } | Name::Agent { .. } => None,
     }
 }
 
@@ -564,11 +601,18 @@ fn read_files(at: &ControlFiles, keys: &Keys, now_ms: i64) -> Result<(Controller
     Ok((own, key, chain))
 }
 
-/// The key of the state folder; made when it isn't there.
-fn key_pem(path: &Path) -> anyhow::Result<String> {
+/// The key of the state folder; made when it isn't there, or was ended.
+async fn key_pem(path: &Path, store: &Store) -> anyhow::Result<String> {
     match files::read_secret(path) {
-        Ok(pem) if ControlKey::from_pem(0, &pem).is_some() => Ok(pem),
-        Ok(_) => Err(damaged_key(path).into()),
+        Ok(pem) => {
+            let key = ControlKey::from_pem(0, &pem).ok_or_else(|| damaged_key(path))?;
+            if was_ever_ended(store, 0, key.public()).await? {
+                let made = KeyRequest::generate()?.key_pem;
+                files::write_secret(path, made.as_bytes())?;
+                return Ok(made);
+            }
+            Ok(pem)
+        }
         Err(FileError::Missing(_)) => {
             let made = KeyRequest::generate()?.key_pem;
             files::create_secret(path, made.as_bytes())?;
@@ -582,6 +626,47 @@ fn damaged_key(path: &Path) -> Complaint {
     Complaint::new(format!("{} holds no control key", path.display()), "Restore it, or take the file away: a new one is made")
 }
 
+fn was_ended(n: u32) -> Complaint {
+    let what = format!("control key {n} was ended, and nobody believes what it signs");
+    Complaint::new(
+        what,
+        "Give this hub another in [control], as `muster-certs issue control` writes it with a number that none had, and restart it",
+    )
+}
+
+async fn ended_keys(store: &Store) -> Result<Vec<ControlKeyRow>, StoreError> {
+    let mut keys = store.control_keys_ever().await?;
+    keys.retain(|key| key.ended_ms.is_some());
+    Ok(keys)
+}
+
+/// A number never comes back, and neither does a key.
+async fn was_ever_ended(store: &Store, n: u32, public_key: &[u8]) -> Result<bool, StoreError> {
+    let is_it = |ended: &ControlKeyRow| ended.n == n || public_of(&ended.chain).is_some_and(|public| public == public_key);
+    Ok(ended_keys(store).await?.iter().any(is_it))
+}
+
+/// Nobody is to believe a control key any more. Each hub leaves it out of its next bundle, within a second; and its name is denied, so that who
+/// stole it can't bring a bundle of its own that vouches for it, and no backup of the database lets it in again. False: it didn't count before.
+pub async fn end_key(store: &Store, n: u32, now_ms: i64) -> Result<bool, DenyError> {
+    let mut writing = store.write().await?;
+    let Some(chain) = writing.control_key(n).await? else { return Ok(false) };
+    if !writing.end_control_key(n, now_ms).await? {
+        return Ok(false);
+    }
+    let until_ms = leaf_of(&chain).map_or_else(|| now_ms.saturating_add(ISSUING_LIFE_MS), |leaf| leaf.not_after_ms);
+    let until_ms = until_ms.max(now_ms.saturating_add(1));
+    let name = Name::Control { n }.to_string();
+    add_denial(&mut writing, &Denial { name, issued_before_ms: now_ms, until_ms }, now_ms, "its control key was ended").await?;
+    writing.commit().await?;
+    Ok(true)
+}
+
+fn leaf_of(chain: &str) -> Option<Leaf> {
+    let ders = certificates("certificate", chain, CHAIN_CERTIFICATES_MAX).ok()?;
+    read_leaf(ders.first()?).ok()
+}
+
 /// Nobody takes a certificate any more that was issued to this name until now. Running hubs see it within a second.
 pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<(), DenyError> {
     let name = name.to_string();
@@ -589,12 +674,17 @@ pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<
     // Certificates from files aren't in the database; none of them lives longer than the CA that issued it.
     let (last_ms, _) = writing.issued_to(&name, now_ms).await?;
     let until_ms = last_ms.unwrap_or_else(|| now_ms.saturating_add(ISSUING_LIFE_MS)).max(now_ms.saturating_add(1));
-    writing.deny(&Denial { name, issued_before_ms: now_ms, until_ms }, now_ms, why).await?;
+    add_denial(&mut writing, &Denial { name, issued_before_ms: now_ms, until_ms }, now_ms, why).await?;
+    Ok(writing.commit().await?)
+}
+
+async fn add_denial(writing: &mut Writing<'_>, denial: &Denial, now_ms: i64, why: &str) -> Result<(), DenyError> {
+    writing.deny(denial, now_ms, why).await?;
     let list = DenyList { made_ms: now_ms, denied: writing.denied(now_ms).await? };
     if list.bytes()?.len() > limits::DENY_BYTES_MAX {
         return Err(DenyError::Full(list.denied.len()));
     }
-    Ok(writing.commit().await?)
+    Ok(())
 }
 
 /// Why nobody more is denied.

@@ -32,7 +32,7 @@ pub struct Hub {
     pub control: Arc<Control>,
     pub presences: Arc<Mutex<Presences>>,
     pub ingest: Ingest,
-    pub tokens: Tokens,
+    pub tokens: Arc<Tokens>,
     pub lockout: Mutex<Lockout>,
     pub hashing: Semaphore,
     /// None: this hub issues no certificates.
@@ -46,7 +46,7 @@ impl Hub {
         clock: Arc<dyn Clock>,
         policies: Arc<Policies>,
         control: Arc<Control>,
-        tokens: Tokens,
+        tokens: Arc<Tokens>,
         test_mode: bool,
     ) -> Hub {
         let presences = Arc::<Mutex<Presences>>::default();

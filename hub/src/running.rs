@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api,
+    api, asks,
     config::Config,
     control::{Control, Own},
     hub::Hub,
@@ -42,7 +42,8 @@ use crate::{
     token::Tokens,
 };
 
-const TOKEN_KEY: &str = "token.key";
+/// In the state folder.
+pub const TOKEN_KEY: &str = "token.key";
 /// How soon a changed policy or list is seen.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often what monitoring asks is counted anew: about as often as it asks.
@@ -77,7 +78,7 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         reconcile(&store, &objects, now_ms, &policies).await?;
     }
     let listed = Listed::open(store.clone(), config.issued.clone()).await?;
-    let tokens = Tokens::open(&state.join(TOKEN_KEY))?;
+    let tokens = Arc::new(Tokens::open(store.clone(), &state.join(TOKEN_KEY), restored, now_ms).await?);
     let mesh = serve::bind(config.mesh.listen, "mesh.listen").await?;
     let web = serve::bind(config.web.listen, "web.listen").await?;
     let (mesh_address, web_address) = (mesh.local_addr()?, web.local_addr()?);
@@ -96,6 +97,9 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     let ready = Arc::new(AtomicBool::new(true));
     let (status_address, status_task) = status.serve(config.status.listen, ready.clone(), stop.clone()).await?;
     let mut tasks = Vec::new();
+    if let Some(signer) = hub.signer.clone().filter(|_| store.is_shared()) {
+        tasks.push(asks::spawn(signer, store.clone(), stop.clone()));
+    }
     if let Some(door) = door {
         tasks.push(serve::spawn(door, serve::Door::strangers(&keys, clock.clone())?, api::door(&hub), stop.clone()));
     }
@@ -264,6 +268,9 @@ fn spawn_looking(
             }
             signs.tell(hub.control.look(hub.now_ms()).await, "what this hub signs can't be looked after now; what it signed before holds");
             hub.control.measure(hub.now_ms());
+            if let Err(error) = hub.tokens.look(hub.now_ms()).await {
+                tracing::warn!(%error, "the token keys can't be looked after now; those that were known hold");
+            }
             if let Err(error) = listed.look().await {
                 tracing::warn!(%error, "the list of devices isn't kept yet");
             }

@@ -26,6 +26,7 @@ use reserve::Reserve;
 use crate::rows::{Shape, Value};
 
 mod admins;
+mod asks;
 mod bulk;
 mod census;
 mod devices;
@@ -41,19 +42,22 @@ mod records;
 mod reserve;
 mod summary;
 mod sweep;
+mod token_keys;
 
 pub use admins::Admin;
+pub use asks::WaitingAsk;
 pub use census::Census;
 pub use devices::DeviceRow;
 pub use looks::Look;
 pub use members::{CertificateRow, DialRow, Grant, MemberRow, MemberStanding, TokenRow};
-pub use papers::{ControlRow, StoredPaper};
+pub use papers::{ControlKeyRow, ControlRow, StoredPaper};
 pub use pictures::{KeptCapability, KeptPicture, NamedObject};
 pub use policies::StoredPolicy;
 pub use posts::{Loaded, NewBatch, NewHold, NewLine, NewObject, PostRows};
 pub use records::{Answered, KeptBatch, KeptNumber};
 pub use summary::Summary;
 pub use sweep::{Deletion, Swept};
+pub use token_keys::TokenKeyRow;
 
 /// Below this SQLite can corrupt a database with a write-ahead log.
 const SQLITE_MIN: (u32, u32, u32) = (3, 51, 3);
@@ -348,6 +352,11 @@ impl Store {
         Ok(self.readers.begin_with(self.engine.begin_reading()).await?)
     }
 
+    /// Whether other hubs may use it, too.
+    pub fn is_shared(&self) -> bool {
+        self.engine == Engine::Postgres
+    }
+
     /// Whether the database answers.
     pub async fn is_up(&self) -> bool {
         sqlx::query("SELECT 1").fetch_one(&self.readers).await.is_ok()
@@ -384,7 +393,7 @@ impl Writing<'_> {
 }
 
 /// All tables that this version has.
-const TABLES: [&str; 33] = [
+const TABLES: [&str; 39] = [
     "settings",
     "counters",
     "relays",
@@ -418,6 +427,12 @@ const TABLES: [&str; 33] = [
     "members",
     "certificates",
     "dials",
+    "control_keys",
+    "token_keys",
+    "papers",
+    "denied",
+    "held_versions",
+    "door_asks",
 ];
 
 fn newest(engine: Engine) -> i64 {

@@ -49,6 +49,41 @@ async fn each_hubs_key_is_in_every_hubs_bundle() {
 }
 
 #[tokio::test]
+async fn what_an_ended_key_signed_is_believed_by_nobody_from_the_new_bundle_on() {
+    each_store(async |mut world: World| {
+        let mesh = mesh_of_one();
+        let (stolen, chain) = ControlKey::issue(&mesh.issuer, 2, NOW).unwrap();
+        let mut writing = world.hub.store.write().await.unwrap();
+        writing.keep_control_key(2, &chain.pem, NOW).await.unwrap();
+        writing.commit().await.unwrap();
+        world.hub.control.look(NOW).await.unwrap();
+        let policy = stolen.sign(&Signed::new(SignedKind::Policy, Version { epoch: 9, n: 9 }, Vec::new())).unwrap();
+        let before = world.post(&[]).await.signed[0].clone();
+        let (controls, _, bundle) = stranger().taking(&before, &Denied::default(), When::Taking(NOW)).unwrap();
+        assert!(controls.read(&policy, &Denied::default()).is_ok());
+
+        world.clock.advance(5_000);
+        let now_ms = world.now_ms();
+        assert!(control::end_key(&world.hub.store, 2, now_ms).await.unwrap());
+        assert!(!control::end_key(&world.hub.store, 2, now_ms).await.unwrap());
+        assert!(!control::end_key(&world.hub.store, 3, now_ms).await.unwrap());
+        world.hub.control.look(now_ms).await.unwrap();
+        let taken = world.post(&[]).await;
+        let (now, signed, _) = controls.taking(&taken.signed[0], &Denied::default(), When::Taking(now_ms)).unwrap();
+        assert_eq!(now.read(&policy, &Denied::default()), Err(Unproven::UnknownKey(2)));
+        // Who stole it brings a bundle of its own, with a version above and its chain in it.
+        let version = Version { n: signed.version.n + 1, ..signed.version };
+        let forged = stolen.sign(&Signed::new(SignedKind::Bundle, version, bundle.bytes().unwrap())).unwrap();
+        let list = DenyList::read(&Signed::read(&of_kind(&taken, SignedKind::Deny).unwrap()).unwrap().body).unwrap().denied();
+        let refused = now.taking(&forged, &list, When::Taking(now_ms)).map(drop);
+        assert!(matches!(refused, Err(Unproven::Chain(_))), "{refused:?}");
+        assert!(matches!(world.hub.shown(&forged).await, Err(ControlError::Unproven(Unproven::Chain(_)))));
+        assert!(now.taking(&forged, &Denied::default(), When::Taking(now_ms)).is_ok(), "the list isn't what refuses it");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_hub_put_back_from_a_backup_lets_nobody_in_again() {
     each_store(async |mut world: World| {
         deny(&world, "site/oslo/relay/lost").await;

@@ -13,13 +13,14 @@ use muster_hub::{
         routes::{Access, Entry, Looks, Method, ROUTES},
     },
     config::{Config, ControlFiles, Door, Mesh, SignerAt, StatusAt, StoreAt, Web},
-    password,
+    control, password,
     running::{self, Running},
     serve,
     store::{Grant, MemberRow, Store, TokenRow},
 };
 use muster_mesh::{
     clock::{Clock, SystemClock},
+    door::{self, DOOR_CONTENT_TYPE, DOOR_PROTOCOL},
     ids::Lane,
     message::{Answer, PostHead, SYNC_CONTENT_TYPE, Signed, SignedKind},
     record,
@@ -168,7 +169,7 @@ async fn metrics_are_named_as_the_field_names_them_and_name_nobody() {
     for line in metrics.lines().filter(|line| line.starts_with("muster_hub_")) {
         let labels = line.split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap());
         for label in labels.split(',').filter_map(|label| label.split_once('=')) {
-            assert!(["lane", "reason", "standing", "le"].contains(&label.0), "{line}");
+            assert!(["lane", "reason", "standing", "wish", "outcome", "le"].contains(&label.0), "{line}");
             assert!(!label.1.bytes().filter(u8::is_ascii_hexdigit).count().ge(&32), "{line}");
         }
     }
@@ -403,6 +404,65 @@ async fn a_hub_signs_with_a_key_of_its_own_or_doesnt_start() {
     let store = Store::open(&config.store.url).await.unwrap();
     let numbers: Vec<u32> = store.control_keys().await.unwrap().iter().map(|row| row.n).collect();
     assert_eq!(numbers, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_running_signer_whose_control_key_was_ended_makes_itself_another_and_other_hubs_are_told_to() {
+    let (folder, config) = House::new().await.stop().await;
+    let signing = Config { control: None, ..config.clone() };
+    let running = running::start(signing.clone(), false).await.unwrap();
+    let store = Store::open(&config.store.url).await.unwrap();
+    let ended = std::fs::read_to_string(path(&folder, "state/control.key")).unwrap();
+    assert!(control::end_key(&store, 2, SystemClock::new().now().wall_ms).await.unwrap());
+    let numbers = async || store.control_keys().await.unwrap().iter().map(|row| row.n).collect::<Vec<_>>();
+    for _ in 0..100 {
+        if numbers().await != [1] {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(numbers().await, [1, 3]);
+    assert_ne!(std::fs::read_to_string(path(&folder, "state/control.key")).unwrap(), ended);
+    running.drain().await;
+    // Ended while it doesn't run: the same at its start.
+    assert!(control::end_key(&store, 3, SystemClock::new().now().wall_ms).await.unwrap());
+    running::start(signing, false).await.unwrap().drain().await;
+    assert_eq!(numbers().await, [1, 4]);
+    assert!(control::end_key(&store, 1, SystemClock::new().now().wall_ms).await.unwrap());
+    let refused = start_fails(&Config { signer: None, ..config }).await;
+    assert!(refused.contains("control key 1 was ended") && refused.contains("issue control"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_running_hub_without_the_issuing_key_passes_on_what_it_is_asked() {
+    let Some(server) = Server::new().await else { return skipped() };
+    Store::migrate(&server.url).await.unwrap().close().await;
+    let (folder, config) = House::new().await.stop().await;
+    let ca = Ca::open(&folder.path().join("ca")).unwrap();
+    write_keys(&path(&folder, "second"), &ca.issue_hub("hub-2").unwrap());
+    write_keys(&path(&folder, "second-control"), &ca.issue_control(2).unwrap());
+    write_keys(&path(&folder, "relay"), &ca.issue_relay("oslo", "oslo-1").unwrap());
+    let objects = Some(path(&folder, "shared").to_str().unwrap().to_owned());
+    let first = Config { store: StoreAt { url: server.url.clone(), objects }, ..config };
+    let (certificate, key) = (path(&folder, "second.pem"), path(&folder, "second.key"));
+    let second = Config {
+        state: path(&folder, "second-state"),
+        mesh: Mesh { certificate, key, ..first.mesh.clone() },
+        signer: None,
+        control: Some(ControlFiles { certificate: path(&folder, "second-control.pem"), key: path(&folder, "second-control.key") }),
+        ..first.clone()
+    };
+    let (first, second) = (running::start(first, false).await.unwrap(), running::start(second, false).await.unwrap());
+    let relay = Keys::load(&path(&folder, "relay.pem"), &path(&folder, "relay.key"), &ca.roots_path(), Role::Relay, Arc::new(SystemTime));
+    let tls = client_config(&relay.unwrap(), &Name::Hub { id: "hub-2".into() }, &[b"h2", b"http/1.1"]).unwrap();
+    let client = reqwest::Client::builder().tls_backend_preconfigured(tls).resolve(DIALLED_NAME, second.mesh).build().unwrap();
+    let url = format!("https://{DIALLED_NAME}:{}/door/{DOOR_PROTOCOL}", second.mesh.port());
+    let ask = door::Ask::Nonce.bytes().unwrap();
+    let answer = client.post(url).header("content-type", DOOR_CONTENT_TYPE).body(ask).send().await.unwrap();
+    let answer = door::Answer::read(&answer.bytes().await.unwrap()).unwrap();
+    assert!(matches!(answer, door::Answer::Nonce(_)), "{answer:?}");
+    first.drain().await;
+    second.drain().await;
 }
 
 #[tokio::test]

@@ -7,10 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, check_leaf};
 use muster_hub::{
+    asks,
     control::{Control, Own, Renews},
     report::report,
     signer::{HubAt, Lives, Signer, secret_digest},
-    store::{Census, DialRow, Grant, TokenRow},
+    store::{Census, DialRow, Grant, TokenRow, WaitingAsk},
 };
 use muster_mesh::{
     clock::{Clock, ManualClock},
@@ -297,6 +298,66 @@ async fn two_hubs_that_hear_one_request_at_once_issue_one_certificate() {
     assert!(office.enroll(&kari, "t").await.is_ok());
 }
 
+#[tokio::test]
+async fn at_a_hub_without_the_issuing_key_one_hears_the_word_of_the_one_that_has_it() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        assert!(world.hub.signer.is_none());
+        let kari = Device::new();
+        let wish = || Wish::Enroll { token: id("t"), secret: secret("t") };
+        let Said::Issued(issued) = office.said_elsewhere(&world, &kari, wish()).await else { panic!() };
+        // Whoever lost the answer comes again, at whichever hub, with a plea of its own, and hears the same.
+        assert_eq!(office.said_elsewhere(&world, &kari, wish()).await, Said::Issued(issued.clone()));
+        assert_eq!(office.enroll(&kari, "t").await.unwrap(), issued);
+        assert_eq!(office.said_elsewhere(&world, &Device::new(), wish()).await, Said::Refused(Refusal::Token));
+        // What was fetched doesn't lie there any more; the number does.
+        assert_eq!(world.one("SELECT COUNT(*) FROM door_asks").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_number_from_before_the_signer_went_away_is_not_given_out() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        asks::work(&office.signer, &office.store).await.unwrap();
+        let nonce = Ask::Nonce.bytes().unwrap();
+        assert!(matches!(world.hub.ask(&nonce).await, Answer::Nonce(_)));
+        world.clock.advance(2 * 60 * 1_000 + 1);
+        assert!(matches!(world.hub.ask(&nonce).await, Answer::Busy { .. }));
+        asks::work(&office.signer, &office.store).await.unwrap();
+        let Answer::Nonce(number) = world.hub.ask(&nonce).await else { panic!() };
+        // It is the newest one: not one that the signer won't take any more in a moment.
+        assert_eq!(number[..8], world.now_ms().to_le_bytes());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_what_nobody_answers_goes() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        assert_eq!(world.hub.ask(b"rubbish").await, Answer::Unreadable);
+        assert_eq!(world.one("SELECT COUNT(*) FROM door_asks").await, 0, "rubbish takes a place");
+        for n in 0..512 {
+            let waiting = WaitingAsk { id: n.to_string(), ask: b"nobody's".to_vec() };
+            assert!(world.hub.store.queue_ask(&waiting, world.now_ms(), 512).await.unwrap());
+        }
+        let kari = Device::new();
+        let plea = kari.plea(Wish::Enroll { token: id("t"), secret: secret("t") }, office.nonce().await);
+        let ask = plea.seal(&kari.key, &office.signer.seal()).unwrap().bytes().unwrap();
+        assert!(matches!(world.hub.ask(&ask).await, Answer::Busy { .. }));
+        assert_eq!(world.one("SELECT COUNT(*) FROM door_asks").await, 512, "the queue has no bound");
+        world.clock.advance(2 * 60 * 1_000 + 1);
+        let wish = Wish::Enroll { token: id("t"), secret: secret("t") };
+        assert!(matches!(office.said_elsewhere(&world, &kari, wish).await, Said::Issued(_)));
+        assert_eq!(world.one("SELECT COUNT(*) FROM door_asks").await, 1);
+    })
+    .await;
+}
+
 // --- the office ---
 
 /// A hub that signs by the CA's folder.
@@ -313,8 +374,8 @@ impl Led {
         let key_pem = KeyRequest::generate().unwrap().key_pem;
         let chain = office.signer.control_chain(2, &key_pem).unwrap();
         let key = ControlKey::from_pem(2, &key_pem).unwrap();
-        let certificate = world.folder.path().join("control.pem");
-        let own = Own { key, chain, renews: Some(Renews::Signer { signer: office.signer.clone(), key_pem, certificate }) };
+        let state = world.folder.path().to_owned();
+        let own = Own { key, chain, renews: Some(Renews::Signer { signer: office.signer.clone(), key_pem, state }) };
         let control = Control::open(office.store.clone(), keys.clone(), own, false, world.now_ms()).await.unwrap();
         Led { control, keys }
     }
@@ -511,6 +572,18 @@ impl Office {
         let plea = device.plea(wish, self.nonce().await);
         let ask = plea.seal(&device.key, &self.signer.seal()).unwrap().bytes().unwrap();
         let Answer::Said { body, tag } = self.signer.answer(&ask).await else { panic!() };
+        plea.said(&body, &tag).unwrap()
+    }
+
+    /// The same at a hub that hasn't the issuing key, while the one that has it works.
+    async fn said_elsewhere(&self, world: &World, device: &Device, wish: Wish) -> Said {
+        asks::work(&self.signer, &self.store).await.unwrap();
+        let Answer::Nonce(nonce) = world.hub.ask(&Ask::Nonce.bytes().unwrap()).await else { panic!() };
+        let plea = device.plea(wish, nonce);
+        let ask = plea.seal(&device.key, &self.signer.seal()).unwrap().bytes().unwrap();
+        let working = async { while asks::work(&self.signer, &self.store).await.unwrap() == 0 {} };
+        let (answer, ()) = tokio::join!(world.hub.ask(&ask), working);
+        let Answer::Said { body, tag } = answer else { panic!("{answer:?}") };
         plea.said(&body, &tag).unwrap()
     }
 

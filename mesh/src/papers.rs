@@ -130,7 +130,9 @@ impl Papers {
         inner.controls = Arc::new(controls);
         inner.signed_ms = bundle.made_ms.max(inner.signed_ms);
         inner.issuer = bundle.issuer;
+        let gone = inner.unproven(denied);
         drop(inner);
+        gone.iter().for_each(|kept| self.remove(kept));
         self.keep(&signed, bytes);
         Ok(Paper { signed, is_news: true })
     }
@@ -296,6 +298,17 @@ impl Inner {
         newest.map(|kept| (kept.version, kept.bytes.clone()))
     }
 
+    /// Takes out what was signed by a key that counts no more: so it isn't held, and comes again under another signature. A list of the denied
+    /// stays until a newer one says as much.
+    fn unproven(&mut self, denied: &Denied) -> Vec<Kept> {
+        let stays = [SignedKind::Bundle, SignedKind::Deny].map(SignedKind::as_u8);
+        let controls = self.controls.clone();
+        let is_unproven = |kept: &Kept| !stays.contains(&kept.kind) && controls.read(&kept.bytes, denied).is_err();
+        let (gone, stays): (Vec<Kept>, Vec<Kept>) = self.kept.drain(..).partition(is_unproven);
+        self.kept = stays;
+        gone
+    }
+
     /// Takes out what nobody needs beside the newest of this kind.
     fn overtaken(&mut self, kind: u8) -> Vec<Kept> {
         let Some((newest, bytes)) = self.newest_of(kind) else { return Vec::new() };
@@ -388,6 +401,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_key_signed_that_counts_no_more_is_let_go_and_taken_again_under_another_signature() {
+        let (hub, folder) = (Hub::new(), tempfile::tempdir().unwrap());
+        let papers = hub.open(folder.path());
+        papers.take(&hub.bundle(1), NOW).unwrap();
+        let policy = hub.sign(SignedKind::Policy, 1, 4, b"p");
+        papers.keep(&papers.take(&policy, NOW).unwrap().signed, &policy);
+        let (key, chain) = ControlKey::issue(&hub.issuer, 2, NOW).unwrap();
+        let other = Hub { key, chain, ..hub };
+        papers.take(&other.bundle(2), NOW).unwrap();
+        let held: Vec<u8> = papers.held().iter().map(|held| held.kind).collect();
+        assert_eq!(held, [SignedKind::Bundle.as_u8()], "a policy that proves nothing any more is still said to be held");
+        assert_eq!(papers.take(&policy, NOW), Err(Unproven::UnknownKey(1)));
+        let again = other.sign(SignedKind::Policy, 1, 4, b"p");
+        let paper = papers.take(&again, NOW).unwrap();
+        assert!(paper.is_news);
+        papers.keep(&paper.signed, &again);
+        assert_eq!(other.open(folder.path()).newest(SignedKind::Policy), Some(again));
+    }
+
+    #[test]
     fn a_list_from_after_a_restore_lets_nobody_in_again() {
         let (hub, folder) = (Hub::new(), tempfile::tempdir().unwrap());
         let papers = hub.open(folder.path());
@@ -449,7 +482,7 @@ mod tests {
         }
 
         fn bundle(&self, n: u32) -> Bytes {
-            let controls = vec![ControlChain { n: 1, chain: self.chain.pem.clone() }];
+            let controls = vec![ControlChain { n: self.key.n(), chain: self.chain.pem.clone() }];
             let bundle =
                 Bundle { made_ms: NOW, ca: 1, issuer: String::new(), roots: self.root.pem().to_owned(), crosses: String::new(), controls };
             self.sign(SignedKind::Bundle, 1, n, &bundle.bytes().unwrap())

@@ -281,6 +281,11 @@ impl Agents {
         inner.ring_all();
     }
 
+    /// Of what is for all only these kinds are proven still.
+    pub fn only(&self, held: &[HeldVersion]) {
+        self.lock().side.only(held);
+    }
+
     pub fn asks(&self, most: usize) -> Vec<Ask> {
         self.lock().side.asks(most)
     }

@@ -259,6 +259,8 @@ impl LaneSync {
                 }
             }
         }
+        // A bundle may have ended the key under what was passed on until now.
+        sync.agents.only(&sync.papers.held());
         sync.agents.signed(believed);
     }
 

@@ -52,6 +52,13 @@ CREATE TABLE control_keys (
     since_ms BIGINT NOT NULL,
     ended_ms BIGINT                  -- from then on nobody is to believe it
 ) WITHOUT ROWID;
+-- Whose signatures count under people's tokens. The private halves stay with each hub.
+CREATE TABLE token_keys (
+    kid TEXT NOT NULL PRIMARY KEY,
+    public_key TEXT NOT NULL,        -- Ed25519
+    since_ms BIGINT NOT NULL,
+    ends_ms BIGINT NOT NULL          -- from then on nothing counts that it signed
+) WITHOUT ROWID;
 -- Every version of what is signed besides policies, which have a table of their own.
 CREATE TABLE papers (
     kind BIGINT NOT NULL,            -- 3 the denied, 4 a bundle
@@ -79,4 +86,11 @@ CREATE TABLE held_versions (
     at_ms BIGINT NOT NULL,           -- by this hub's clock
     said_ms BIGINT NOT NULL,         -- by the speaker's
     PRIMARY KEY (name, kind, epoch, n)
+) WITHOUT ROWID;
+-- What was asked at hubs without the issuing key, until the one that has it answers. The number that it gives out lies here always.
+CREATE TABLE door_asks (
+    id TEXT NOT NULL PRIMARY KEY,    -- SHA-256 of the ask
+    ask BLOB NOT NULL,               -- sealed
+    at_ms BIGINT NOT NULL,
+    answer BLOB                      -- null: not yet
 ) WITHOUT ROWID;

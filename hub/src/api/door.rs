@@ -16,23 +16,23 @@ use warp::{
 };
 
 use super::{Route, body, problem::ApiError};
-use crate::{hub::Hub, signer::Signer};
+use crate::hub::Hub;
 
-/// Asks under way at once: each takes a signature and a transaction.
+/// Asks under way at once: each takes a signature and a transaction, or waits a moment for another hub's.
 const ASKS_MAX: usize = 32;
 /// Whoever comes while all places are taken comes again after this.
 const BUSY_S: u32 = 10;
 
 /// All protocol numbers: those that aren't ours are answered with the one that is.
 pub fn routes(hub: &Arc<Hub>) -> Route {
-    let (signer, slots) = (hub.signer.clone(), Arc::new(Semaphore::new(ASKS_MAX)));
+    let (hub, slots) = (hub.clone(), Arc::new(Semaphore::new(ASKS_MAX)));
     warp::path!("door" / String)
         .and(warp::post())
         .and(warp::header::optional("content-type"))
         .and(warp::body::stream())
         .then(move |protocol: String, content_type: Option<String>, stream| {
-            let (signer, slots) = (signer.clone(), slots.clone());
-            async move { answer(protocol, content_type, signer, slots, stream).await.unwrap_or_else(|error| error.response()) }
+            let (hub, slots) = (hub.clone(), slots.clone());
+            async move { answer(protocol, content_type, hub, slots, stream).await.unwrap_or_else(|error| error.response()) }
         })
         .boxed()
 }
@@ -40,7 +40,7 @@ pub fn routes(hub: &Arc<Hub>) -> Route {
 async fn answer(
     protocol: String,
     content_type: Option<String>,
-    signer: Option<Arc<Signer>>,
+    hub: Arc<Hub>,
     slots: Arc<Semaphore>,
     stream: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, ApiError> {
@@ -50,13 +50,12 @@ async fn answer(
     if content_type.as_deref() != Some(DOOR_CONTENT_TYPE) {
         return Err(ApiError::Body(format!("its content type isn't {DOOR_CONTENT_TYPE}")));
     }
-    let signer = signer.ok_or_else(|| ApiError::Later("this hub issues no certificates: it has no [signer]".into()))?;
     let ask = body::collect(stream, limits::DOOR_BYTES_MAX).await?;
     let answer = match slots.try_acquire_owned() {
         // A task of its own: whoever hangs up doesn't stop a commit half-way.
         Ok(slot) => {
             let asking = tokio::spawn(async move {
-                let answer = signer.answer(&ask).await;
+                let answer = hub.ask(&ask).await;
                 drop(slot);
                 answer
             });

@@ -333,7 +333,7 @@ fn reason(given: Option<&str>) -> Result<String, ApiError> {
 
 async fn caller(hub: &Hub, authorization: Option<&str>) -> Result<Caller, ApiError> {
     let token = authorization.and_then(|header| header.strip_prefix("Bearer ")).ok_or(ApiError::SignIn)?;
-    let caller = hub.tokens.check(token, hub.now_ms()).map_err(|_| ApiError::SignIn)?;
+    let caller = hub.tokens.check(token, hub.now_ms()).await.map_err(|_| ApiError::SignIn)?;
     match hub.store.is_admin(caller.admin_id, &caller.name).await? {
         true => Ok(caller),
         false => Err(ApiError::SignIn),

@@ -16,6 +16,17 @@ pub struct ControlRow {
     pub chain: String,
 }
 
+/// A control key, whether it counts or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlKeyRow {
+    pub n: u32,
+    /// PEM.
+    pub chain: String,
+    /// Milliseconds UTC, as is its end.
+    pub since_ms: i64,
+    pub ended_ms: Option<i64>,
+}
+
 /// A version of something that is signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPaper {
@@ -30,6 +41,15 @@ impl Store {
     pub async fn control_keys(&self) -> Result<Vec<ControlRow>, StoreError> {
         let rows = sqlx::query(CONTROL_KEYS).fetch_all(&self.readers).await?;
         rows.iter().map(|row| Ok(ControlRow { n: number(row, 0)?, chain: row.try_get(1)? })).collect()
+    }
+
+    /// All control keys that there ever were, by their numbers.
+    pub async fn control_keys_ever(&self) -> Result<Vec<ControlKeyRow>, StoreError> {
+        let rows = sqlx::query("SELECT n, chain, since_ms, ended_ms FROM control_keys ORDER BY n").fetch_all(&self.readers).await?;
+        let key = |row: &AnyRow| {
+            Ok(ControlKeyRow { n: number(row, 0)?, chain: row.try_get(1)?, since_ms: row.try_get(2)?, ended_ms: row.try_get(3)? })
+        };
+        rows.iter().map(key).collect()
     }
 
     /// The highest number of a control key that was ever given.
@@ -118,6 +138,13 @@ impl Writing<'_> {
                       ON CONFLICT (n) DO UPDATE SET chain = excluded.chain";
         sqlx::query(upsert).bind(i64::from(n)).bind(chain).bind(now_ms).execute(&mut *self.transaction).await?;
         Ok(())
+    }
+
+    /// Nobody is to believe it from now on. False: it wasn't believed before.
+    pub async fn end_control_key(&mut self, n: u32, now_ms: i64) -> Result<bool, StoreError> {
+        let update = "UPDATE control_keys SET ended_ms = $2 WHERE n = $1 AND ended_ms IS NULL";
+        let ended = sqlx::query(update).bind(i64::from(n)).bind(now_ms).execute(&mut *self.transaction).await?;
+        Ok(ended.rows_affected() == 1)
     }
 
     /// The newest of a kind, with the hub's epoch. Hubs of one database take turns from here on.

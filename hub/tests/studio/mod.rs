@@ -18,7 +18,6 @@ use muster_hub::{
     ingest::IngestError,
     objects::Objects,
     strays::{self, Reach},
-    token::Tokens,
 };
 use muster_mesh::{
     batch::{Batch, Envelope},
@@ -130,8 +129,8 @@ impl Studio {
 }
 
 fn another(world: &World, objects: Arc<Objects>) -> Arc<Hub> {
-    let tokens = Tokens::open(&world.folder.path().join("token.key")).unwrap();
     let (store, policies, control) = (world.hub.store.clone(), world.hub.policies.clone(), world.hub.control.clone());
+    let tokens = world.hub.tokens.clone();
     Arc::new(Hub::new(store, objects, Arc::new(world.clock.clone()), policies, control, tokens, world.hub.ingest.test_mode))
 }
 

@@ -233,7 +233,7 @@ async fn open(url: &str, folder: &std::path::Path, clock: &ManualClock, test_mod
     let store = Arc::new(Store::open(url).await.unwrap());
     let now_ms = clock.now().wall_ms;
     let policies = Policies::open(store.clone(), folder.join("policy.toml"), test_mode, restored, now_ms).await.unwrap();
-    let tokens = Tokens::open(&folder.join("token.key")).unwrap();
+    let tokens = Arc::new(Tokens::open(store.clone(), &folder.join("token.key"), restored, now_ms).await.unwrap());
     let objects = Objects::open(folder.join("objects").to_str().unwrap()).unwrap();
     let control = Arc::new(mesh_of_one().control(store.clone(), restored, now_ms).await);
     Arc::new(Hub::new(store, Arc::new(objects), Arc::new(clock.clone()), Arc::new(policies), control, tokens, test_mode))

@@ -191,6 +191,13 @@ impl RelaySide {
         self.signed.insert(key, (signed.version, bytes));
     }
 
+    /// Of what is for all only these kinds are proven still: the others aren't passed on any more, and the hub is asked for them again.
+    pub fn only(&mut self, held: &[HeldVersion]) {
+        let stays = |(kind, device): &(u8, Option<DeviceId>)| device.is_some() || held.iter().any(|held| held.kind == *kind);
+        self.signed.retain(|key, _| stays(key));
+        self.connections.values_mut().for_each(|connection| connection.news.retain(|key, _| stays(key)));
+    }
+
     /// For the POST's head, per kind: what this relay itself holds (0.0: nothing), so that the hub sends what is newer; and behind it the
     /// highest that one of its agents reports, where that is higher, so that a hub that was rolled back notices. Only known kinds: what an
     /// agent makes up must not make the POST too long for the hub.
@@ -339,6 +346,11 @@ mod tests {
         let signed = Signed::new(SignedKind::Policy, policy(4).version, Vec::new());
         side.signed(signed.bytes().unwrap_or_default().into());
         assert_eq!(of_policy(&side), [policy(4)]);
+        // Its signature counts no more: the hub is asked for it again, and takes nobody for rolled back.
+        side.only(&[policy(4)]);
+        assert_eq!(of_policy(&side), [policy(4)]);
+        side.only(&[]);
+        assert_eq!(of_policy(&side), [none, policy(4)]);
     }
 
     #[test]
