@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use muster_certs::{Keys, Name, SystemTime, Trusted};
+use muster_certs::{Keys, Name, SystemTime, Time, Trusted};
 use muster_mesh::{
     asking::Way,
     complaint::Complaint,
@@ -12,7 +12,7 @@ use muster_mesh::{
     doors,
     join::{JoinToken, Kind},
     member::{Home, Member},
-    quic::ask_at_door,
+    quic::{Kernel, Network, ask_at_door},
     state_dir::StateDir,
 };
 use tokio::{
@@ -39,6 +39,8 @@ pub async fn enroll(state: &Path, token: &str, again: bool) -> anyhow::Result<Me
     control::check_folder(state.path())?;
     let home = Home::of(state.path());
     let wanted = doors::wanted(&home, &token, again)?;
+    let door =
+        |address: &str, name: &Name, trusted: &Trusted| Ok(AtDoor::new(Arc::new(Kernel), address, name, trusted, Arc::new(SystemTime)));
     doors::join(&home, &token, wanted.as_ref(), VERSION, door).await
 }
 
@@ -53,18 +55,22 @@ pub fn said(member: &Member) -> String {
 
 /// A relay's door.
 struct AtDoor {
+    network: Arc<dyn Network>,
     address: String,
     name: Name,
     trusted: Trusted,
+    time: Time,
 }
 
-fn door(address: &str, name: &Name, trusted: &Trusted) -> Result<AtDoor, String> {
-    Ok(AtDoor { address: address.to_owned(), name: name.clone(), trusted: trusted.clone() })
+impl AtDoor {
+    fn new(network: Arc<dyn Network>, address: &str, name: &Name, trusted: &Trusted, time: Time) -> AtDoor {
+        AtDoor { network, address: address.to_owned(), name: name.clone(), trusted: trusted.clone(), time }
+    }
 }
 
 impl Way for AtDoor {
     async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
-        let asked = ask_at_door(&self.address, &self.trusted, &self.name, Arc::new(SystemTime), &ask).await;
+        let asked = ask_at_door(&*self.network, &self.address, &self.trusted, &self.name, self.time.clone(), &ask).await;
         asked.map_err(|error| error.to_string())
     }
 }
@@ -81,6 +87,8 @@ pub struct ThroughRelay {
     pub linked: watch::Receiver<Link>,
     pub home: Home,
     pub keys: Arc<Keys>,
+    /// To the doors.
+    pub network: Arc<dyn Network>,
 }
 
 impl Way for ThroughRelay {
@@ -88,6 +96,8 @@ impl Way for ThroughRelay {
         if self.linked.borrow().relay.is_some() {
             return self.through_the_uplink(ask).await;
         }
+        let (network, time) = (&self.network, self.keys.time());
+        let door = |address: &str, name: &Name, trusted: &Trusted| Ok(AtDoor::new(network.clone(), address, name, trusted, time.clone()));
         doors::ask(&self.home, &self.keys, ask, door).await
     }
 }

@@ -11,17 +11,23 @@ use rustls::time_provider::TimeProvider;
 
 pub use rustls::time_provider::DefaultTimeProvider as SystemTime;
 
+/// A clock of handshakes.
+pub type Time = Arc<dyn TimeProvider>;
+
 use crate::denied::Denied;
 use crate::files;
 use crate::identity::{Identity, Role};
 use crate::leaf::{Leaf, LeafError};
 pub use crate::material::KeysError;
 use crate::material::Material;
+use crate::time::Known;
 
 /// What a node is and whom it trusts.
 pub struct Keys {
     role: Role,
     time: Arc<dyn TimeProvider>,
+    /// The same: what it is besides a clock.
+    known: Arc<Known>,
     // One pointer for certificate, key and roots: nobody ever sees a mixture of old and new.
     current: ArcSwap<Material>,
     denied: ArcSwap<Denied>,
@@ -34,7 +40,7 @@ impl Keys {
     /// certificate, the certificate's role `role`, the roots standing behind it.
     ///
     /// An expired certificate (or one that isn't valid yet) loads: ask [`Keys::expired`] or
-    /// [`Keys::check_time`] and warn. `time` is also the clock of every handshake.
+    /// [`Keys::check_time`] and warn. `time` is also the clock of every handshake, unless it is known to be behind: [`Keys::time`].
     pub fn load(certificate: &Path, key: &Path, roots: &Path, role: Role, time: Arc<dyn TimeProvider>) -> Result<Arc<Keys>, KeysError> {
         let texts = Texts::read(certificate, key, roots)?;
         Keys::from_pem(&texts.certificate, &texts.key, &texts.roots, role, time)
@@ -44,8 +50,9 @@ impl Keys {
     pub fn from_pem(certificate: &str, key: &str, roots: &str, role: Role, time: Arc<dyn TimeProvider>) -> Result<Arc<Keys>, KeysError> {
         let now_ms = now_ms(&*time);
         let material = Material::from_pem(certificate, key, roots, role, now_ms)?;
+        let known = Arc::new(Known::new(time, material.window));
         let (current, denied) = (ArcSwap::from_pointee(material), ArcSwap::default());
-        Ok(Arc::new(Keys { role, time, current, denied, trusted: Mutex::default() }))
+        Ok(Arc::new(Keys { role, time: known.clone(), known, current, denied, trusted: Mutex::default() }))
     }
 
     /// Swaps certificate, key and roots in place. On an error nothing changes.
@@ -63,7 +70,7 @@ impl Keys {
         let trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
         let new = self.read(certificate, key, roots, trusted.as_deref(), now_ms)?;
         self.check_change(&self.current.load(), &new, now_ms)?;
-        self.current.store(Arc::new(new));
+        self.put(new);
         Ok(())
     }
 
@@ -81,8 +88,13 @@ impl Keys {
         }
         self.check_change(&old, &new, now_ms)?;
         new.check_continues(&old, now_ms)?;
-        self.current.store(Arc::new(new));
+        self.put(new);
         Ok(Reloaded::Taken)
+    }
+
+    fn put(&self, new: Material) {
+        self.known.renewed(new.window);
+        self.current.store(Arc::new(new));
     }
 
     /// What was read, with the roots that the hub has signed for, if it has.
@@ -101,7 +113,8 @@ impl Keys {
         }
         // New roots may come beside an expired certificate (a branch long offline), or a renewal
         // while the clock is wrong; only a change for the worse is refused.
-        if let Err(why) = new.check_time(now_ms) {
+        let at_ms = if self.clock_is_behind() { now_ms.max(new.window.start_ms) } else { now_ms };
+        if let Err(why) = new.check_time(at_ms) {
             let worse = new.window.end_ms < old.window.end_ms;
             if worse || old.check_time(now_ms).is_ok() {
                 return Err(why);
@@ -115,7 +128,7 @@ impl Keys {
         let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
         let new = self.current.load().trusting(roots)?;
         *trusted = Some(roots.to_owned());
-        self.current.store(Arc::new(new));
+        self.put(new);
         Ok(())
     }
 
@@ -176,9 +189,26 @@ impl Keys {
         self.current.load().check_time(now_ms)
     }
 
-    /// The clock that handshakes use.
+    /// The clock that handshakes use: this computer's, and never before what is past for certain ([`Keys::past_ms`]).
     pub fn time(&self) -> &Arc<dyn TimeProvider> {
         &self.time
+    }
+
+    /// What is past for certain, milliseconds UTC: the beginning of the own certificate, and the last moment at which the hub signed something
+    /// ([`Keys::signed_at`]).
+    pub fn past_ms(&self) -> i64 {
+        self.known.past_ms()
+    }
+
+    /// The hub has signed something at `at_ms` (milliseconds UTC), and that was believed.
+    pub fn signed_at(&self, at_ms: i64) {
+        self.known.signed(at_ms);
+    }
+
+    /// This computer's clock stands before what is past for certain, as one with an empty battery does. It can't say of anybody's certificate
+    /// that it hasn't begun.
+    pub fn clock_is_behind(&self) -> bool {
+        self.known.is_behind()
     }
 
     /// The set in use right now.

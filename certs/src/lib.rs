@@ -4,6 +4,7 @@
 //! - [`leaf`]: the one leaf check, run inside every handshake and again per connection.
 //! - [`chain`]: does a root of ours stand behind a certificate at a given time?
 //! - [`material`], [`keys`]: a node's own certificate, key and roots, swappable while running.
+//! - `time`: what time it is, as far as a node can know.
 //! - [`web`]: the organisation's own certificate, at a port for people.
 //! - [`tls`]: rustls configurations, TLS 1.3 only, nothing resumed, nothing early.
 //! - [`issuer`], [`ca`]: making certificates, in memory and in a folder.
@@ -44,6 +45,7 @@ pub mod pair;
 pub mod request;
 pub mod rotation;
 pub mod stranger;
+mod time;
 pub mod tls;
 pub mod web;
 
@@ -55,7 +57,7 @@ pub use device_key::DeviceKey;
 pub use identity::{Identity, IdentityError, Name, Role};
 pub use issued::Issued;
 pub use issuer::{AltName, Chain, Issuer, IssuerError, LeafParams, RevokedSerial, Root, Signed, Usage};
-pub use keys::{Keys, Reloaded, SystemTime};
+pub use keys::{Keys, Reloaded, SystemTime, Time};
 pub use leaf::{Expect, Leaf, LeafError, check_leaf, read_leaf};
 pub use material::KeysError;
 pub use members::{Holder, Member, Report};

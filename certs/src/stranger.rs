@@ -20,7 +20,7 @@ use crate::identity::{Name, hex};
 use crate::keys::Keys;
 use crate::leaf::{self, Leaf, LeafError};
 use crate::material::{CHAIN_CERTIFICATES_MAX, KeysError, ROOTS_MAX, root_ders};
-use crate::tls::{TlsError, provider};
+use crate::tls::{TlsError, provider, verify_at};
 
 /// SHA-256 over a root's DER.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,13 +157,11 @@ impl ServerCertVerifier for DoorCheck {
         if intermediates.len() >= CHAIN_CERTIFICATES_MAX + ROOTS_MAX {
             return Err(refused(LeafError::LongChain(1 + intermediates.len())));
         }
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(end_entity)?,
-            &self.anchors(intermediates)?,
-            intermediates,
-            now,
-            provider().signature_verification_algorithms.all,
-        )?;
+        let (end, algorithms) = (ParsedCertificate::try_from(end_entity)?, provider().signature_verification_algorithms.all);
+        let anchors = self.anchors(intermediates)?;
+        let verify = |at| verify_server_cert_signed_by_trust_anchor(&end, &anchors, intermediates, at, algorithms);
+        // A newcomer knows nothing that is past for certain: no clock says that a door hasn't begun.
+        verify_at(end_entity, intermediates, now, true, verify)?;
         leaf::check_name(end_entity, &self.trusted.domain, &self.expected).map_err(refused)?;
         Ok(ServerCertVerified::assertion())
     }

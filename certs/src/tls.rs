@@ -15,10 +15,11 @@ use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use crate::chain::moment;
 use crate::identity::{Name, Role};
 use crate::keys::Keys;
 use crate::leaf::{self, Leaf, LeafError};
-use crate::material::CHAIN_CERTIFICATES_MAX;
+use crate::material::{CHAIN_CERTIFICATES_MAX, Window};
 
 /// The server name to give to `connect()`. It says nothing: SNI is off, and who answers is checked
 /// against the dialled [`Name`].
@@ -164,7 +165,8 @@ impl ClientCertVerifier for ClientCheck {
     ) -> Result<ClientCertVerified, Error> {
         check_length(1 + intermediates.len()).map_err(refused)?;
         let own = self.keys.current();
-        let verified = own.clients.verify_client_cert(end_entity, intermediates, now)?;
+        let verify = |at| own.clients.verify_client_cert(end_entity, intermediates, at);
+        let verified = verify_at(end_entity, intermediates, now, self.keys.clock_is_behind(), verify)?;
         let leaf = leaf::check_role(end_entity, &own.leaf.identity.domain, self.roles).map_err(refused)?;
         self.keys.check_denied(&leaf).map_err(refused)?;
         Ok(verified)
@@ -214,13 +216,9 @@ impl ServerCertVerifier for ServerCheck {
     ) -> Result<ServerCertVerified, Error> {
         check_length(1 + intermediates.len()).map_err(refused)?;
         let own = self.keys.current();
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(end_entity)?,
-            &own.roots,
-            intermediates,
-            now,
-            provider().signature_verification_algorithms.all,
-        )?;
+        let (end, algorithms) = (ParsedCertificate::try_from(end_entity)?, provider().signature_verification_algorithms.all);
+        let verify = |at| verify_server_cert_signed_by_trust_anchor(&end, &own.roots, intermediates, at, algorithms);
+        verify_at(end_entity, intermediates, now, self.keys.clock_is_behind(), verify)?;
         let leaf = leaf::check_name(end_entity, &own.leaf.identity.domain, &self.expected).map_err(refused)?;
         self.keys.check_denied(&leaf).map_err(refused)?;
         Ok(ServerCertVerified::assertion())
@@ -249,6 +247,29 @@ impl ServerCertVerifier for ServerCheck {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         provider().signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Looks at a chain as of `now`. Where the clock can't tell whether a chain has begun, one that seems to begin later is looked at as of its
+/// beginning: a wrong clock doesn't keep anybody out, and what is known to have ended stays out.
+pub(crate) fn verify_at<T>(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+    clock_is_behind: bool,
+    verify: impl Fn(UnixTime) -> Result<T, Error>,
+) -> Result<T, Error> {
+    match verify(now) {
+        Err(error) if clock_is_behind && is_early(&error) => {
+            let leaf = leaf::read_leaf(end_entity).map_err(refused)?;
+            let chain = Window::of(&leaf, &intermediates.iter().collect::<Vec<_>>()).map_err(refused)?;
+            verify(moment(chain.start_ms))
+        }
+        verified => verified,
+    }
+}
+
+fn is_early(error: &Error) -> bool {
+    matches!(error, Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }))
 }
 
 /// Asked before any signature is looked at, so that a long chain costs nothing.

@@ -21,6 +21,7 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 const AGENTS: &[Role] = &[Role::Agent];
 const RELAYS: &[Role] = &[Role::Relay];
 const ALPN: &[&[u8]] = &[b"muster/1"];
+const RELAY: &str = "site/oslo/relay/oslo-1";
 
 #[test]
 fn an_agent_and_a_relay_meet_and_know_each_other() {
@@ -132,6 +133,51 @@ fn a_client_that_is_not_valid_yet_is_refused() {
     let client = mesh.raw_client(&mesh.sign(&params));
     let refusal = refused(meet(client, mesh.agents_server()));
     assert!(matches!(refusal, Error::InvalidCertificate(CertificateError::NotValidYetContext { .. })));
+}
+
+#[test]
+fn a_clock_that_stands_in_1970_keeps_nobody_out_whose_certificate_began_since() {
+    let mesh = Mesh::new();
+    let dead = Clock::at(0);
+    let with_dead_clock = |text: &str| mesh.keys_by(text, NOW_MS, &dead);
+    let renewed = |text: &str| mesh.keys_by(text, NOW_MS + 5 * DAY_MS, &mesh.clock);
+    mesh.clock.set(NOW_MS + 5 * DAY_MS);
+    let (relay, agent) = (renewed(RELAY), renewed(&agents_name()));
+    let (relay_in_1970, agent_in_1970) = (with_dead_clock(RELAY), with_dead_clock(&agents_name()));
+    for (agent, relay) in [(&agent, &relay_in_1970), (&agent_in_1970, &relay), (&agent_in_1970, &relay_in_1970)] {
+        mesh.meet(agent, relay, RELAY).unwrap();
+    }
+    // The door's keys have a right clock, the newcomer's computer hasn't.
+    let trusted = Trusted::of_roots(DOMAIN, mesh.root.pem()).unwrap();
+    meet(stranger_config(&trusted, &name(RELAY), dead.provider(), ALPN).unwrap(), door_config(&relay, ALPN).unwrap()).unwrap();
+}
+
+#[test]
+fn a_clock_that_stands_in_1970_lets_nobody_in_whose_certificate_has_ended() {
+    let mesh = Mesh::new();
+    let dead = Clock::at(0);
+    mesh.clock.set(NOW_MS + 50 * DAY_MS);
+    let ended = mesh.keys_by(&agents_name(), NOW_MS + 10 * DAY_MS, &mesh.clock);
+    let relay = mesh.keys_by(RELAY, NOW_MS + 50 * DAY_MS, &dead);
+    let refusal = refused(mesh.meet(&ended, &relay, RELAY));
+    assert!(matches!(refusal, Error::InvalidCertificate(CertificateError::ExpiredContext { .. })));
+    // Ended since its own certificate was issued: what the hub signed afterwards says so.
+    let last_day = mesh.keys_by(&agents_name(), NOW_MS + 21 * DAY_MS, &mesh.clock);
+    mesh.meet(&last_day, &relay, RELAY).unwrap();
+    relay.signed_at(NOW_MS + 52 * DAY_MS);
+    let refusal = refused(mesh.meet(&last_day, &relay, RELAY));
+    assert!(matches!(refusal, Error::InvalidCertificate(CertificateError::ExpiredContext { .. })));
+}
+
+#[test]
+fn with_a_dead_clock_a_renewal_is_taken() {
+    let mesh = Mesh::new();
+    let relay = mesh.keys_by(RELAY, NOW_MS, &Clock::at(0));
+    let signed = mesh.sign(&LeafParams::of(&relay.identity(), NOW_MS + 7 * DAY_MS));
+    let (pem, key, roots) = mesh.texts(&signed);
+    relay.replace_pem(&pem, &key, &roots).unwrap();
+    assert_eq!(relay.not_after_ms(), NOW_MS + 21 * DAY_MS);
+    assert!(relay.past_ms() > NOW_MS + 6 * DAY_MS && relay.clock_is_behind());
 }
 
 #[test]
@@ -474,14 +520,19 @@ impl Mesh {
     }
 
     fn keys(&self, text: &str) -> Arc<Keys> {
+        self.keys_by(text, NOW_MS, &self.clock)
+    }
+
+    /// Issued at `issued_ms`, on a computer with a clock of its own.
+    fn keys_by(&self, text: &str, issued_ms: i64, clock: &Clock) -> Arc<Keys> {
         let identity = self.identity(text);
-        let signed = self.issuer.issue(&identity, NOW_MS).unwrap();
+        let signed = self.issuer.issue(&identity, issued_ms).unwrap();
         let (pem, key, roots) = self.texts(&signed);
-        Keys::from_pem(&pem, &key, &roots, identity.role(), self.clock.provider()).unwrap()
+        Keys::from_pem(&pem, &key, &roots, identity.role(), clock.provider()).unwrap()
     }
 
     fn agent(&self) -> Arc<Keys> {
-        self.keys(&format!("site/oslo/agent/{}", "0a".repeat(16)))
+        self.keys(&agents_name())
     }
 
     fn relay(&self, id: &str) -> Arc<Keys> {
@@ -560,6 +611,10 @@ fn bare_client(mesh: &Mesh) -> rustls::ConfigBuilder<ClientConfig, rustls::clien
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anyone))
+}
+
+fn agents_name() -> String {
+    format!("site/oslo/agent/{}", "0a".repeat(16))
 }
 
 fn key_of(signed: &Signed) -> PrivateKeyDer<'static> {

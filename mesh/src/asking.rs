@@ -17,7 +17,7 @@ use crate::{
     member::{Home, Member, MemberError},
     message::SignedKind,
     papers::Papers,
-    renewal::Life,
+    renewal::{Life, Reckoning},
     seal::SealTo,
 };
 
@@ -142,18 +142,21 @@ enum Looked {
 impl<W: Way> Renewing<W> {
     /// Renews until `stop`. A renewal that fails is said once, and tried again.
     pub async fn run(self, stop: CancellationToken) {
-        let mut due_ms = self.life().renew_ms(chance::fraction());
+        // A clock that is known to be wrong doesn't say how old the certificate is.
+        let mut due_ms = if self.keys.clock_is_behind() { i64::MIN } else { self.life().renew_ms(chance::fraction()) };
+        let mut reckoning = Reckoning::default();
         let mut moves_to = None;
         count("renewed", 0);
         count("failed", 0);
         while !stop.is_cancelled() {
+            let now_ms = reckoning.now_ms(self.clock.now(), self.keys.past_ms());
             // Planned once for each CA: a hub that signs by another than it says isn't asked without end.
             let other = self.papers.issuer().filter(|issuer| self.keys.leaf().issuer.as_ref() != Some(issuer));
             if other.is_some() && other != moves_to {
-                due_ms = due_ms.min(self.life().move_ms(self.clock.now().wall_ms, chance::fraction()));
+                due_ms = due_ms.min(self.life().move_ms(now_ms, chance::fraction()));
                 moves_to = other;
             }
-            let every = match self.look(due_ms).await {
+            let every = match self.look(now_ms >= due_ms).await {
                 Ok(Looked::Early) => self.life().check_every(),
                 Ok(Looked::Renewed) => {
                     due_ms = self.life().renew_ms(chance::fraction());
@@ -193,9 +196,8 @@ impl<W: Way> Renewing<W> {
         Life::of(leaf.not_before_ms, self.keys.not_after_ms())
     }
 
-    async fn look(&self, due_ms: i64) -> anyhow::Result<Looked> {
+    async fn look(&self, due: bool) -> anyhow::Result<Looked> {
         let Some(member) = self.home.member()? else { return Ok(Looked::Early) };
-        let due = self.clock.now().wall_ms >= due_ms;
         let waiting = member.standing == Standing::Waiting;
         if !due && !waiting {
             return Ok(Looked::Early);

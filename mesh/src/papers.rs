@@ -97,7 +97,7 @@ impl Papers {
     /// Believes it or not. A bundle and a list of the denied come into force at once, and are kept; of other kinds the caller says by
     /// [`keep`](Papers::keep) what it can use. `now_ms`: this computer's clock.
     pub fn take(&self, bytes: &Bytes, now_ms: i64) -> Result<Paper, Unproven> {
-        let now_ms = now_ms.max(self.lock().signed_ms);
+        let now_ms = now_ms.max(self.keys.past_ms());
         self.admit(bytes, When::Taking(now_ms), false)
     }
 
@@ -133,6 +133,7 @@ impl Papers {
         let gone = inner.unproven(denied);
         drop(inner);
         gone.iter().for_each(|kept| self.remove(kept));
+        self.keys.signed_at(bundle.made_ms);
         self.keep(&signed, bytes);
         Ok(Paper { signed, is_news: true })
     }
@@ -150,6 +151,7 @@ impl Papers {
         }
         inner.signed_ms = list.made_ms.max(inner.signed_ms);
         drop(inner);
+        self.keys.signed_at(list.made_ms);
         let is_news = !said_already || is_newest;
         if is_news {
             self.keep(&signed, bytes);

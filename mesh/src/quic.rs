@@ -1,4 +1,4 @@
-//! Async: QUIC between agent and relay: sockets, handshakes and streams, with nothing of the QUIC library in any signature.
+//! Async: QUIC between agent and relay: sockets, handshakes and streams, with nothing of the QUIC library in any signature but [`Network`]'s.
 //!
 //! ```text
 //! agent ──► control: bidirectional, first      u32 length | kind | body …   (both ways)
@@ -22,7 +22,7 @@ use std::{
 
 use muster_certs::{DIALLED_NAME, Keys, Leaf, Name, Role, check_dialled, check_peer, client_config, server_config};
 use quinn::{
-    Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt,
+    AsyncUdpSocket, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
@@ -70,6 +70,22 @@ impl Default for Tuning {
     }
 }
 
+/// Where sockets come from: the computer's own network, or another that carries datagrams.
+pub trait Network: Send + Sync {
+    /// A UDP socket at `listen` (port 0 chooses one).
+    fn socket(&self, listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+}
+
+/// The computer's own network. Its sockets belong to the runtime in which they are made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kernel;
+
+impl Network for Kernel {
+    fn socket(&self, listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        TokioRuntime.wrap_udp_socket(udp_socket(listen)?)
+    }
+}
+
 // --- listening ---
 
 /// A relay's door for agents.
@@ -89,8 +105,12 @@ impl Server {
     }
 
     pub fn bind_with(listen: SocketAddr, keys: &Arc<Keys>, tuning: Tuning) -> Result<Server, Complaint> {
+        Server::bind_on(&Kernel, listen, keys, tuning)
+    }
+
+    pub fn bind_on(network: &dyn Network, listen: SocketAddr, keys: &Arc<Keys>, tuning: Tuning) -> Result<Server, Complaint> {
         let config = server_side(keys, tuning)?;
-        let socket = socket(listen).map_err(|error| not_bound(listen, &error, "agents.listen"))?;
+        let socket = network.socket(listen).map_err(|error| not_bound(listen, &error, "agents.listen"))?;
         let endpoint = endpoint(socket, Some(config)).map_err(|error| not_bound(listen, &error, "agents.listen"))?;
         let address = endpoint.local_addr().map_err(|error| not_bound(listen, &error, "agents.listen"))?;
         Ok(Server {
@@ -208,6 +228,7 @@ impl Drop for Counted {
 /// An agent's way out. Clones share its sockets.
 #[derive(Clone)]
 pub struct Client {
+    network: Arc<dyn Network>,
     sockets: Arc<Mutex<Sockets>>,
     keys: Arc<Keys>,
     tuning: Tuning,
@@ -226,7 +247,11 @@ impl Client {
     }
 
     pub fn with(keys: &Arc<Keys>, tuning: Tuning) -> Client {
-        Client { sockets: Arc::default(), keys: keys.clone(), tuning }
+        Client::on(Arc::new(Kernel), keys, tuning)
+    }
+
+    pub fn on(network: Arc<dyn Network>, keys: &Arc<Keys>, tuning: Tuning) -> Client {
+        Client { network, sockets: Arc::default(), keys: keys.clone(), tuning }
     }
 
     /// The same sockets for somebody else: many agents in one process (swarm, benchmarks).
@@ -272,7 +297,7 @@ impl Client {
         if let Some(endpoint) = slot {
             return Ok(endpoint.clone());
         }
-        let made = endpoint(socket(any)?, None)?;
+        let made = endpoint(self.network.socket(any)?, None)?;
         Ok(slot.insert(made).clone())
     }
 
@@ -646,19 +671,19 @@ fn window(bytes: usize) -> VarInt {
 }
 
 /// With large buffers, as far as the kernel allows: at its default a burst of a whole branch is dropped.
-fn socket(listen: SocketAddr) -> io::Result<UdpSocket> {
+fn udp_socket(listen: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(listen)?;
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, limits::UDP_BUFFER_BYTES);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, limits::UDP_BUFFER_BYTES);
     Ok(socket)
 }
 
-fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<Endpoint> {
+fn endpoint(socket: Arc<dyn AsyncUdpSocket>, server: Option<quinn::ServerConfig>) -> io::Result<Endpoint> {
     let mut config = EndpointConfig::default();
     if server.is_some() {
         config.max_udp_payload_size(limits::DATAGRAM_BYTES_MAX).map_err(io::Error::other)?;
     }
-    Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
+    Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
 }
 
 fn not_bound(listen: SocketAddr, error: &io::Error, field: &str) -> Complaint {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use muster_certs::issuer::BACKDATED_MS;
 
+use crate::clock::Reading;
+
 /// However long a certificate lives, it is looked at this often: a laptop's clock may have been set.
 const CHECK_EVERY_MAX: Duration = Duration::from_secs(60);
 /// A certificate's life is looked at so often.
@@ -47,6 +49,25 @@ impl Life {
     }
 }
 
+/// What time it is at least: a wall clock that stands before what is past for certain is wrong, and the boot clock counts on from there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reckoning {
+    past_ms: i64,
+    /// When that was learned.
+    boot_ms: u64,
+}
+
+impl Reckoning {
+    /// Milliseconds UTC. `past_ms`: what is past for certain by now.
+    pub fn now_ms(&mut self, now: Reading, past_ms: i64) -> i64 {
+        if past_ms > self.past_ms {
+            *self = Reckoning { past_ms, boot_ms: now.boot_ms };
+        }
+        let since = now.boot_ms.saturating_sub(self.boot_ms);
+        now.wall_ms.max(self.past_ms.saturating_add_unsigned(since))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +101,16 @@ mod tests {
     fn one_that_lives_no_time_is_renewed_at_once_and_does_not_spin() {
         let life = Life::of(5_000, 5_000);
         assert_eq!((life.renew_ms(0.7), life.check_every()), (5_000, Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn a_dead_clock_is_counted_on_from_what_is_past_for_certain() {
+        let mut reckoning = Reckoning::default();
+        let at = |wall_ms, boot_ms| Reading { wall_ms, boot_ms };
+        assert_eq!(reckoning.now_ms(at(5_000, 1_000), 100 * DAY_MS), 100 * DAY_MS);
+        assert_eq!(reckoning.now_ms(at(65_000, 61_000), 100 * DAY_MS), 100 * DAY_MS + 60_000);
+        // Something newer was signed, and then somebody sets the clock.
+        assert_eq!(reckoning.now_ms(at(70_000, 66_000), 101 * DAY_MS), 101 * DAY_MS);
+        assert_eq!(reckoning.now_ms(at(102 * DAY_MS, 67_000), 101 * DAY_MS), 102 * DAY_MS);
     }
 }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use muster_mesh::{
+    asking::Way,
     callers::Callers,
     clock::Clock,
     door::Answer,
@@ -18,8 +20,6 @@ use muster_mesh::{
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::sync::Line;
-
 /// Asks under way to the hub, of strangers and of connected agents alike: each is a request of its own beside the POSTs.
 const UNDER_WAY_MAX: usize = 16;
 /// An ask of a connected agent has this long.
@@ -27,27 +27,33 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Somebody whose ask couldn't be carried comes again after this.
 const BUSY_S: u32 = 10;
 
+type Bring = dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<Vec<u8>, String>> + Send + Sync;
+
 /// The way of asks to the hub.
 pub struct Carrier {
-    line: Arc<Line>,
+    bring: Box<Bring>,
     under_way: Semaphore,
 }
 
 impl Carrier {
-    pub fn new(line: Arc<Line>) -> Carrier {
-        Carrier { line, under_way: Semaphore::new(UNDER_WAY_MAX) }
+    pub fn new<W: Way + 'static>(way: Arc<W>) -> Carrier {
+        let bring = move |ask| -> BoxFuture<'static, _> {
+            let way = way.clone();
+            Box::pin(async move { way.ask(ask).await })
+        };
+        Carrier { bring: Box::new(bring), under_way: Semaphore::new(UNDER_WAY_MAX) }
     }
 
     /// The hub's answer, or "come again".
     async fn carry(&self, ask: Vec<u8>, patience: Duration) -> Bytes {
         let answered = timeout(patience, async {
             let _place = self.under_way.acquire().await.map_err(|error| error.to_string())?;
-            self.line.ask(ask.into()).await.map_err(|error| error.to_string())
+            (self.bring)(ask).await
         });
         match answered.await {
             Ok(Ok(answer)) => {
                 metrics::counter!("muster_relay_asks_total", "outcome" => "answered").increment(1);
-                answer
+                answer.into()
             }
             failed => {
                 metrics::counter!("muster_relay_asks_total", "outcome" => "busy").increment(1);

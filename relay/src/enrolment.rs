@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use muster_certs::{Keys, Name, SystemTime, Trusted};
+use muster_certs::{Keys, Name, SystemTime, Time, Trusted};
 use muster_mesh::{
     asking::Way,
     clock::Clock,
@@ -28,29 +28,36 @@ pub async fn enroll(state: &Path, token: &str, again: bool) -> anyhow::Result<Me
     control::check_folder(state.path())?;
     let home = Home::of(state.path());
     let wanted = doors::wanted(&home, &token, again)?;
-    doors::join(&home, &token, wanted.as_ref(), VERSION, door).await
+    doors::join(&home, &token, wanted.as_ref(), VERSION, hubs_door(Arc::new(SystemTime))).await
 }
 
 /// The way of a running relay: its own line to the hub, and the hub's door once its certificate has ended.
-pub struct ToTheHub {
-    pub line: Arc<Line>,
+pub struct ToTheHub<L, D> {
+    pub line: L,
+    /// Makes a line to a door; usually [`hubs_door`].
+    pub door: D,
     pub home: Home,
     pub keys: Arc<Keys>,
     pub clock: Arc<dyn Clock>,
 }
 
-impl Way for ToTheHub {
+impl<L, W, D> Way for ToTheHub<L, D>
+where
+    L: Way,
+    W: Way,
+    D: Fn(&str, &Name, &Trusted) -> Result<W, String> + Send + Sync,
+{
     async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
         if self.keys.check_time(self.clock.now().wall_ms).is_ok() {
-            return Way::ask(&self.line, ask).await;
+            return self.line.ask(ask).await;
         }
-        doors::ask(&self.home, &self.keys, ask, door).await
+        doors::ask(&self.home, &self.keys, ask, &self.door).await
     }
 }
 
-/// The hub's door.
-fn door(address: &str, name: &Name, trusted: &Trusted) -> Result<StrangersLine, String> {
-    StrangersLine::new(address, trusted, name, Arc::new(SystemTime)).map_err(|error| error.to_string())
+/// Lines to the hub's door. A clock that stands in 1970 asks there, too.
+pub fn hubs_door(time: Time) -> impl Fn(&str, &Name, &Trusted) -> Result<StrangersLine, String> + Send + Sync {
+    move |address, name, trusted| StrangersLine::new(address, trusted, name, time.clone()).map_err(|error| error.to_string())
 }
 
 impl Way for Line {

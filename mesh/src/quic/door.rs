@@ -10,7 +10,7 @@ use quinn::{
 use rustls::{pki_types::CertificateDer, time_provider::TimeProvider};
 use tokio::time::{Instant, timeout_at};
 
-use super::{ConnectError, Counted, Ended, Tuning, endpoint, not_bound, number, resolve, socket, transport, window};
+use super::{ConnectError, Counted, Ended, Kernel, Network, Tuning, endpoint, not_bound, number, resolve, transport, window};
 use crate::{complaint::Complaint, door::DOOR_ALPN, limits, message::CloseCode};
 
 /// Strangers at once; more are told to come later.
@@ -45,6 +45,10 @@ pub struct Question {
 impl DoorServer {
     /// Listens on `listen` (UDP; port 0 chooses one). Later swaps of `keys` count for the next handshake.
     pub fn bind(listen: SocketAddr, keys: &Arc<Keys>) -> Result<DoorServer, Complaint> {
+        DoorServer::bind_on(&Kernel, listen, keys)
+    }
+
+    pub fn bind_on(network: &dyn Network, listen: SocketAddr, keys: &Arc<Keys>) -> Result<DoorServer, Complaint> {
         let wrong = |why: String| {
             Complaint::new(format!("strangers can't be received with these keys: {why}"), "Name a relay's certificate in [agents]")
         };
@@ -65,7 +69,7 @@ impl DoorServer {
             .incoming_buffer_size(limits::INCOMING_BYTES_MAX as u64)
             .incoming_buffer_size_total((KNOCKS_MAX * limits::INCOMING_BYTES_MAX) as u64);
         let unbound = |error: std::io::Error| not_bound(listen, &error, FIELD);
-        let endpoint = endpoint(socket(listen).map_err(unbound)?, Some(config)).map_err(unbound)?;
+        let endpoint = endpoint(network.socket(listen).map_err(unbound)?, Some(config)).map_err(unbound)?;
         let address = endpoint.local_addr().map_err(unbound)?;
         Ok(DoorServer { endpoint, address, knocks: Arc::default() })
     }
@@ -144,6 +148,7 @@ impl Question {
 
 /// Asks one question at a door, where exactly `expected` must answer, with one of the trusted roots behind it.
 pub async fn ask_at_door(
+    network: &dyn Network,
     address: &str,
     trusted: &Trusted,
     expected: &Name,
@@ -157,7 +162,7 @@ pub async fn ask_at_door(
     for (tried, one) in addresses.iter().enumerate() {
         let left = (addresses.len() - tried) as u32;
         let share = Instant::now() + deadline.saturating_duration_since(Instant::now()) / left;
-        match timeout_at(share, ask_one(*one, trusted, expected, config.clone(), ask)).await {
+        match timeout_at(share, ask_one(network, *one, trusted, expected, config.clone(), ask)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => failed = error,
             Err(_) => failed = ConnectError::NoAnswer,
@@ -167,6 +172,7 @@ pub async fn ask_at_door(
 }
 
 async fn ask_one(
+    network: &dyn Network,
     address: SocketAddr,
     trusted: &Trusted,
     expected: &Name,
@@ -177,7 +183,7 @@ async fn ask_one(
         SocketAddr::V4(_) => (std::net::IpAddr::from(std::net::Ipv4Addr::UNSPECIFIED), 0),
         SocketAddr::V6(_) => (std::net::IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED), 0),
     });
-    let socket = socket(any).and_then(|socket| endpoint(socket, None)).map_err(|error| ConnectError::Socket(error.to_string()))?;
+    let socket = network.socket(any).and_then(|socket| endpoint(socket, None)).map_err(|error| ConnectError::Socket(error.to_string()))?;
     let connecting = socket.connect_with(config, address, DIALLED_NAME).map_err(|error| ConnectError::Address(error.to_string()))?;
     let connection = connecting.await.map_err(Ended::from)?;
     let chain = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok()).unwrap_or_default();

@@ -538,16 +538,18 @@ async fn a_stranger_asks_at_a_door_and_is_answered() {
     let branch = Branch::new();
     let keys = branch.keys(relay_name("oslo-1"));
     let (address, door) = echoing(&keys);
-    let answer = ask_at_door(&address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"who are you").await.unwrap();
+    let answer =
+        ask_at_door(&Kernel, &address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"who are you").await.unwrap();
     assert_eq!(answer, b"who are you, from 127.0.0.1");
     let longest = vec![7; limits::DOOR_BYTES_MAX];
-    let error = ask_at_door(&address, &trusted(&keys), &relay_name("oslo-2"), Arc::new(SystemTime), &longest).await.unwrap_err();
+    let error = ask_at_door(&Kernel, &address, &trusted(&keys), &relay_name("oslo-2"), Arc::new(SystemTime), &longest).await.unwrap_err();
     assert!(matches!(error, ConnectError::Untrusted(_)), "{error:?}");
     let stranger = Branch::new().keys(relay_name("oslo-1"));
-    let error = ask_at_door(&address, &trusted(&stranger), &relay_name("oslo-1"), Arc::new(SystemTime), &longest).await.unwrap_err();
+    let error =
+        ask_at_door(&Kernel, &address, &trusted(&stranger), &relay_name("oslo-1"), Arc::new(SystemTime), &longest).await.unwrap_err();
     assert!(matches!(error, ConnectError::Untrusted(_)), "{error:?}");
     // None of these stood in the way of the next.
-    assert!(ask_at_door(&address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"again").await.is_ok());
+    assert!(ask_at_door(&Kernel, &address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"again").await.is_ok());
     door.abort();
 }
 
@@ -557,7 +559,7 @@ async fn a_question_that_is_too_long_is_not_heard() {
     let keys = branch.keys(relay_name("oslo-1"));
     let (address, door) = echoing(&keys);
     let long = vec![7; limits::DOOR_BYTES_MAX + 1];
-    let asked = ask_at_door(&address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), &long).await;
+    let asked = ask_at_door(&Kernel, &address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), &long).await;
     assert!(asked.is_err(), "{asked:?}");
     door.abort();
 }
@@ -567,7 +569,7 @@ async fn an_agents_listener_is_no_door_and_a_door_is_no_listener_for_agents() {
     let branch = Branch::new();
     let keys = branch.keys(relay_name("oslo-1"));
     let listener = Door::open(&keys);
-    let asked = ask_at_door(&listener.address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"?").await;
+    let asked = ask_at_door(&Kernel, &listener.address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"?").await;
     assert!(asked.is_err(), "{asked:?}");
     let (address, door) = echoing(&keys);
     let error = branch.agent().connect(&address, &relay_name("oslo-1"), SOON).await.unwrap_err();
