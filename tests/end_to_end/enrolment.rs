@@ -16,7 +16,7 @@ use crate::{
 
 const SITE: &str = "oslo";
 const AT: AgentAt<'static> = AgentAt { person: "ada", name: "Ada", site: SITE, relays: &[SITE], display: None };
-const AGENT_LIFE: &str = "MUSTER_HUB__SIGNER__AGENT_LIFE_S";
+pub const AGENT_LIFE: &str = "MUSTER_HUB__SIGNER__AGENT_LIFE_S";
 const RELAY_LIFE: &str = "MUSTER_HUB__SIGNER__RELAY_LIFE_S";
 
 fn agent() -> Node {
@@ -40,7 +40,7 @@ fn name_of(mesh: &Mesh, node: &Node) -> String {
 }
 
 /// Certificates issued to a member so far, and how many of them because the one before had ended.
-async fn issued(mesh: &Mesh, node: &Node) -> (i64, i64) {
+pub async fn issued(mesh: &Mesh, node: &Node) -> (i64, i64) {
     let mut database = connected(mesh).await;
     let sums = "SELECT COUNT(*), CAST(COALESCE(SUM(recovery), 0) AS BIGINT) FROM certificates WHERE name = $1";
     let row = sqlx::query(sums).bind(name_of(mesh, node)).fetch_one(&mut database).await.unwrap();
@@ -72,12 +72,12 @@ async fn until_status(mesh: &mut Mesh, what: &str, holds: impl Fn(&Value) -> boo
     }
 }
 
-fn says(status: &Value, words: &str) -> bool {
+pub fn says(status: &Value, words: &str) -> bool {
     status["text"].as_str().unwrap().contains(words)
 }
 
 /// All that was collected has arrived.
-fn has_arrived(status: &Value) -> bool {
+pub fn has_arrived(status: &Value) -> bool {
     status["journey"]["made"]["batches"].as_u64() > Some(0) && status["journey"]["made"] == status["journey"]["hub"]
 }
 
@@ -288,7 +288,7 @@ async fn whoever_is_denied_is_cut_off_and_no_relay_takes_them_any_more() {
 }
 
 /// Connections that a relay closed or refused because somebody is denied, or couldn't shake hands.
-async fn turned_away(mesh: &Mesh, relay: &Node) -> u64 {
+pub async fn turned_away(mesh: &Mesh, relay: &Node) -> u64 {
     let metrics = String::from_utf8(mesh.health(relay, "/metrics").await.unwrap().body).unwrap();
     let counted = |line: &&str| line.starts_with("muster_relay_denied_total") || line.starts_with("muster_relay_handshakes_failed_total");
     metrics.lines().filter(counted).filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
