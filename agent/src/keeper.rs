@@ -635,7 +635,6 @@ impl<D: Directory + Send + 'static> Kept<D> {
     }
 
     fn heard(&mut self, heard: Heard) {
-        let now = self.plan.clock.now();
         match heard {
             Heard::Ack(ack) => self.acked(ack),
             Heard::Returned(returned) => {
@@ -643,9 +642,10 @@ impl<D: Directory + Send + 'static> Kept<D> {
                     let numbers: Ranges = returned.numbers.iter().copied().collect();
                     journal.lock().unwrap_or_else(PoisonError::into_inner).returned(numbers.count());
                 }
-                if let Some(incidents) = self.with(|spool| spool.on_returned(&returned, now)) {
-                    self.tell(incidents);
-                }
+                self.with(|spool| {
+                    spool.on_returned(&returned);
+                    Ok(())
+                });
             }
             Heard::Lane(lane, state) => {
                 self.with(|spool| {

@@ -350,14 +350,9 @@ impl<D: Directory> Spool<D> {
         self.side.on_ack(lane, count)
     }
 
-    pub fn on_returned(&mut self, returned: &Returned, now: Reading) -> Result<Vec<Incident>, SpoolError> {
-        let given_up = self.side.on_returned(returned);
-        if given_up.is_empty() {
-            return Ok(Vec::new());
-        }
-        let lane = self.side.lane_of(returned.spool).unwrap_or(Lane::Telemetry);
-        self.excuse(lane, returned.spool, &given_up, GapReason::Returned, now)?;
-        Ok(vec![Incident::Dropped { lane, reason: GapReason::Returned, batches: given_up.count() }])
+    /// Numbers that the relay doesn't have any more. They stay here.
+    pub fn on_returned(&mut self, returned: &Returned) {
+        self.side.on_returned(returned);
     }
 
     /// The hub's ack: what it names may go. True when it says something new.

@@ -91,7 +91,7 @@ impl Tally {
 
     /// Numbers came back; they are sent again.
     pub fn returned(&mut self, numbers: u64) {
-        self.returned += numbers;
+        self.returned = self.returned.saturating_add(numbers);
     }
 
     pub fn to_json(&self) -> Value {

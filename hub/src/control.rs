@@ -28,12 +28,15 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
     config::{Config, ControlFiles},
+    laggards::Laggards,
     signer::Signer,
     store::{ControlKeyRow, ControlRow, Store, StoreError, StoredPaper, Writing},
 };
 
 const KEY: &str = "control.key";
 const CERTIFICATE: &str = "control.pem";
+/// What relays are expected to hold, and what metrics and logs call it.
+const LAGGING: [(SignedKind, &str); 2] = [(SignedKind::Deny, "deny"), (SignedKind::Bundle, "bundle")];
 /// Leaves a message's other fields their room.
 const BUNDLE_BYTES_MAX: usize = limits::CONTROL_BYTES_MAX - 1_024;
 
@@ -65,6 +68,8 @@ pub struct Control {
     signed: Mutex<BTreeMap<u8, (Version, Vec<u8>)>>,
     /// Who has said that it holds what, as far as it was noted since the start.
     noted: Mutex<BTreeMap<(String, u8), Version>>,
+    /// Who goes on saying that it holds less than it is given.
+    laggards: Mutex<Laggards>,
     /// One change at a time; what the newest versions were made of.
     changing: AsyncMutex<Option<Sources>>,
     denied: watch::Sender<Arc<Denied>>,
@@ -138,6 +143,7 @@ impl Control {
             newest: ArcSwap::from_pointee(newest),
             signed: Mutex::default(),
             noted: Mutex::default(),
+            laggards: Mutex::default(),
             changing: AsyncMutex::default(),
             denied: watch::channel(denied).0,
         })
@@ -292,12 +298,16 @@ impl Control {
             metrics::gauge!("muster_deny_list_version").set(f64::from(paper.version.n));
             metrics::gauge!("muster_deny_list_age_seconds").set(age_s(list.made_ms));
         }
+        for (kind, name) in LAGGING {
+            metrics::gauge!("muster_hub_relays_behind", "kind" => name).set(self.behind(kind, now_ms) as f64);
+        }
     }
 
     // --- what others hold ---
 
     /// Notes which bundle and which list of the denied somebody says it holds. `said_ms`: the speaker's clock.
     pub async fn held(&self, name: &str, held: &[HeldVersion], now_ms: i64, said_ms: i64) -> Result<(), StoreError> {
+        self.look_for_laggards(name, held, now_ms);
         for kind in [SignedKind::Bundle, SignedKind::Deny].map(SignedKind::as_u8) {
             // The lowest is the speaker's own.
             let Some(version) = held.iter().filter(|held| held.kind == kind).map(|held| held.version).min() else { continue };
@@ -309,6 +319,30 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// How many relays go on speaking with this hub, and on holding less of a kind than they are given.
+    pub fn behind(&self, kind: SignedKind, now_ms: i64) -> usize {
+        self.laggards.lock().unwrap_or_else(PoisonError::into_inner).behind(kind.as_u8(), now_ms)
+    }
+
+    /// Whoever holds less gets the newest with this answer, as with each before; one who never has it then is told of.
+    fn look_for_laggards(&self, name: &str, held: &[HeldVersion], now_ms: i64) {
+        let newest = self.newest.load();
+        let mut laggards = self.laggards.lock().unwrap_or_else(PoisonError::into_inner);
+        for (kind, called) in LAGGING {
+            let newest = if kind == SignedKind::Deny { newest.deny.as_ref() } else { Some(&newest.bundle) };
+            let own = held.iter().filter(|held| held.kind == kind.as_u8()).map(|held| held.version).min().unwrap_or_default();
+            if newest.is_none_or(|newest| own >= newest.version) {
+                laggards.holds(name, kind.as_u8());
+            } else if laggards.given(name, kind.as_u8(), now_ms) {
+                tracing::warn!(
+                    relay = name,
+                    kind = called,
+                    "a relay is given what this hub signs with each answer, and goes on holding less"
+                );
+            }
+        }
     }
 
     /// Somebody shows what a hub of this mesh signed, because it is above what this hub says, or says more. What this database lacks of it is

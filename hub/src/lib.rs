@@ -12,6 +12,7 @@ pub mod hub;
 pub mod images;
 pub mod ingest;
 pub mod issued;
+pub mod laggards;
 pub mod lockout;
 pub mod objects;
 pub mod own_leaf;

@@ -4,7 +4,10 @@
 mod world;
 
 use muster_certs::{Denied, Identity, Keys, Name, Role, SystemTime, When};
-use muster_hub::control::{self, Control, ControlError, Own};
+use muster_hub::{
+    control::{self, Control, ControlError, Own},
+    laggards::GIVEN_MAX,
+};
 use muster_mesh::{
     control_key::{ControlKey, Controls, Unproven},
     ids::{Lane, Version},
@@ -166,6 +169,31 @@ async fn what_a_relay_took_of_a_denied_device_after_it_was_told_is_refused_and_w
         assert_eq!(verdicts(&post(&mut world, 4, NOW + 400, Some(version)).await), (1, 0));
         assert_eq!(world.one("SELECT COUNT(*) FROM batches").await, 3);
         assert_eq!(world.hub.store.held_versions(SignedKind::Deny.as_u8()).await.unwrap(), [(RELAY.to_owned(), version)]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_relay_that_is_given_the_list_with_each_answer_and_never_holds_it_is_told_of() {
+    each_store(async |mut world: World| {
+        deny(&world, "site/oslo/relay/lost").await;
+        let behind = |world: &World| [SignedKind::Deny, SignedKind::Bundle].map(|kind| world.hub.control.behind(kind, NOW));
+        let mut newest = None;
+        for answers in 1..=GIVEN_MAX {
+            assert_eq!(behind(&world), [0, 0], "before its answer {answers}");
+            let mut head = world.head(RELAY, false);
+            head.versions = world.hub.control.versions(&[]).into_iter().filter(|held| held.kind == SignedKind::Bundle.as_u8()).collect();
+            let Answer::Taken(taken) = world.send(RELAY, &head, &[]).await else { panic!() };
+            newest = of_kind(&taken, SignedKind::Deny);
+            assert!(newest.is_some(), "it is given the list with each answer");
+        }
+        assert_eq!(behind(&world), [1, 0]);
+        let version = Signed::read(&newest.unwrap()).unwrap().version;
+        let mut head = world.head(RELAY, false);
+        head.versions = world.hub.control.versions(&[]);
+        assert!(head.versions.contains(&HeldVersion { kind: SignedKind::Deny.as_u8(), version }));
+        world.send(RELAY, &head, &[]).await;
+        assert_eq!(behind(&world), [0, 0]);
     })
     .await;
 }

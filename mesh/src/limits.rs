@@ -105,7 +105,7 @@ pub const RANGES_SENT_MAX: usize = 16;
 pub const WELCOME_SPOOLS_MAX: usize = 128;
 /// Verdicts shown beside an ack: the newest ones that are neither stored nor repeat.
 pub const SHOWN_VERDICTS_MAX: usize = 64;
-/// A number that the same relay returned this often is set aside with a `Gap`.
+/// A number that the same relay returned this often isn't sent to it again before the next connection.
 pub const RETURNS_MAX: u8 = 3;
 /// Envelopes that an agent has sent on one lane and not yet seen acked.
 pub const LANE_IN_FLIGHT_MAX: usize = 256;

@@ -79,9 +79,10 @@ impl Ranges {
         self.sorted.is_empty()
     }
 
-    /// How many numbers.
+    /// How many numbers; at most as many as fit, since a peer may name all there are.
     pub fn count(&self) -> u64 {
-        self.sorted.iter().map(|(first, last)| last - first + 1).sum()
+        let counts = self.sorted.iter().map(|(first, last)| (last - first).saturating_add(1));
+        counts.fold(0, u64::saturating_add)
     }
 
     /// How many ranges.
@@ -184,6 +185,7 @@ mod tests {
         ranges.insert(u64::MAX - 1);
         ranges.remove(u64::MAX);
         assert_eq!(ranges, Ranges::of(u64::MAX - 1, u64::MAX - 1));
+        assert_eq!(Ranges::of(0, u64::MAX).count(), u64::MAX, "one less than there are: the count of all has no number");
     }
 
     proptest! {

@@ -264,7 +264,7 @@ pub enum GapReason {
     Budget,
     /// The bytes on the agent's disk are damaged.
     Damaged,
-    /// The relay returned it too often.
+    /// The relay returned it too often. Only agents up to version 0.1.0 give a number up for that.
     Returned,
     /// A collector made records faster than they could be kept.
     Overflow,

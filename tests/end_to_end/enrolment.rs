@@ -72,7 +72,7 @@ async fn until_status(mesh: &mut Mesh, what: &str, holds: impl Fn(&Value) -> boo
     }
 }
 
-fn says(status: &Value, words: &str) -> bool {
+pub fn says(status: &Value, words: &str) -> bool {
     status["text"].as_str().unwrap().contains(words)
 }
 
@@ -288,7 +288,7 @@ async fn whoever_is_denied_is_cut_off_and_no_relay_takes_them_any_more() {
 }
 
 /// Connections that a relay closed or refused because somebody is denied, or couldn't shake hands.
-async fn turned_away(mesh: &Mesh, relay: &Node) -> u64 {
+pub async fn turned_away(mesh: &Mesh, relay: &Node) -> u64 {
     let metrics = String::from_utf8(mesh.health(relay, "/metrics").await.unwrap().body).unwrap();
     let counted = |line: &&str| line.starts_with("muster_relay_denied_total") || line.starts_with("muster_relay_handshakes_failed_total");
     metrics.lines().filter(counted).filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()

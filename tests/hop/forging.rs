@@ -1,9 +1,11 @@
 //! Async: a relay that speaks in the hub's name, between a real agent and nothing.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use muster_certs::Denied;
 use muster_mesh::{
     control_key::ControlKey,
-    message::{AGENT_PROTOCOL, Denial, DenyList, Down, HubAck, LaneState, Limits, Up, Welcome},
+    message::{AGENT_PROTOCOL, Ack, Denial, DenyList, Down, HubAck, LaneState, Limits, ReturnReason, Returned, Up, Welcome},
     quic::{ControlSender, Server},
 };
 
@@ -56,6 +58,35 @@ async fn nothing_that_a_relay_says_in_the_hubs_name_frees_or_widens_anything() {
     say(&mut control, real.sign(&ack(vec![(1, 3)]))).await;
     agent.until_all_in(Place::Hub).await;
     agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_gives_everything_back_makes_an_agent_let_go_of_nothing() {
+    let town = Town::new().await;
+    let (hostile, relay) = (Hostile::new(&town), town.relay("oslo-2").await);
+    let agent = town.agent_at(vec![hostile.at()]);
+    agent.observe(3).await;
+    let mut control = hostile.welcome().await;
+    let spool = agent.notes.lock().unwrap().made[0].0;
+    let say = async |control: &mut ControlSender, down: Down| control.send(down.frame().unwrap()).await.unwrap();
+    until("it has all of them", || hostile.taken.load(Ordering::Relaxed) == 3).await;
+    // "In the branch", and then not any more: no count of them, and no reason, is the hub's word.
+    say(&mut control, Down::Ack(Ack { lane: Lane::Telemetry, count: 3 })).await;
+    agent.until_all_in(Place::Branch).await;
+    for why in [ReturnReason::Damaged; 8].into_iter().chain([ReturnReason::TooManyRanges]) {
+        for numbers in [vec![(1, 3)], vec![(0, u64::MAX)]] {
+            say(&mut control, Down::Returned(Returned { spool, numbers, why })).await;
+        }
+    }
+    agent.until_all_in(Place::Here).await;
+    assert_eq!(agent.keeper.standing().await.unwrap().waiting[0], (3, 0));
+    let folder = agent.stop().await;
+    let agent = town.agent_in(folder, vec![relay.at()]);
+    timeout(SOON, agent.keeper.delivered()).await.unwrap().unwrap();
+    until("everything arrives", || town.hub.seqs().len() >= 3).await;
+    assert_eq!(town.hub.seqs(), [1, 2, 3], "a batch was let go of by the word of a relay, or a gap came instead");
+    agent.stop().await;
+    relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,12 +168,14 @@ async fn say(control: &mut ControlSender, signed: Vec<u8>) {
 /// A relay's certificate in somebody's hands.
 struct Hostile {
     server: Server,
+    /// Envelopes that came to it.
+    taken: Arc<AtomicUsize>,
 }
 
 impl Hostile {
     fn new(town: &Town) -> Hostile {
         let keys = keys(&town.issuer, &town.root, relay_name("oslo-1"));
-        Hostile { server: Server::bind("127.0.0.1:0".parse().unwrap(), &keys).unwrap() }
+        Hostile { server: Server::bind("127.0.0.1:0".parse().unwrap(), &keys).unwrap(), taken: Arc::default() }
     }
 
     fn at(&self) -> RelayAddress {
@@ -159,8 +192,15 @@ impl Hostile {
         let welcome = Welcome { protocol: AGENT_PROTOCOL, limits: Limits::OURS, clock_ms: 0, lanes, claims: Vec::new() };
         sender.send(Down::Welcome(welcome).frame().unwrap()).await.unwrap();
         // It reads whatever comes, and keeps nothing.
+        let taken = self.taken.clone();
         tokio::spawn(async move {
-            let lanes = async { while connection.accept_lane().await.is_ok() {} };
+            let lanes = async {
+                while let Ok(mut lane) = connection.accept_lane().await {
+                    while let Ok(Some(_)) = lane.receive().await {
+                        taken.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            };
             let control = async { while let Ok(Some(_)) = receiver.receive().await {} };
             tokio::join!(lanes, control)
         });

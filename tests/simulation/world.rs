@@ -258,7 +258,6 @@ impl World {
     }
 
     fn agent_takes(&mut self, relay: usize, down: Down) {
-        let now = reading(self.now_ms);
         let birth = self.birth();
         match down {
             Down::Welcome(welcome) => {
@@ -266,10 +265,7 @@ impl World {
                 self.or_reopen(welcomed);
             }
             Down::Ack(ack) => drop(self.agent.on_ack(ack.lane, ack.count).expect("the relay acks what was sent")),
-            Down::Returned(returned) => {
-                let set_aside = self.agent.on_returned(&returned, now);
-                self.or_reopen(set_aside);
-            }
+            Down::Returned(returned) => self.agent.on_returned(&returned),
             Down::Lane(lane, state) => self.agent.side_mut().on_lane(lane, state),
             Down::Signed(bytes) => {
                 let signed = Signed::read(&bytes).expect("the hub's ack decodes");

@@ -11,7 +11,11 @@ use std::{
 };
 
 use muster_certs::{Identity, Issuer, Keys, LeafParams, Name, Root, Signed, SystemTime, files};
-use muster_hub::running::{self, Running};
+use muster_hub::{
+    control,
+    running::{self, Running},
+    store::Store,
+};
 use muster_mesh::{
     clock::{Clock, SystemClock},
     config::Bytes,
@@ -30,7 +34,7 @@ pub struct Mesh {
     pub relay: Relay,
     pub hub: Running,
     devices: AtomicU8,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Mesh {
@@ -42,7 +46,7 @@ impl Mesh {
         let (folder, ca) = (tempfile::tempdir().unwrap(), Authority::new());
         let hub = running::start(hub_config(folder.path(), &ca), false).await.unwrap();
         let relay = Relay::start(&relay_config(folder.path(), &ca, hub.mesh, network)).await.unwrap();
-        Mesh { ca, relay, hub, devices: AtomicU8::new(1), _folder: folder }
+        Mesh { ca, relay, hub, devices: AtomicU8::new(1), folder }
     }
 
     /// An agent of the relay's site that nobody has seen yet.
@@ -52,6 +56,13 @@ impl Mesh {
 
     pub fn new_agent_of(&self, site: &str) -> Name {
         Name::Agent { site: site.to_owned(), device: [self.devices.fetch_add(1, Ordering::Relaxed); 16] }
+    }
+
+    /// As `muster-hub member deny` does it, beside the running hub.
+    pub async fn deny(&self, name: &Name) {
+        let store = Store::open(&store_url(self.folder.path())).await.unwrap();
+        control::deny(&store, name, now_ms(), "a test").await.unwrap();
+        store.close().await;
     }
 
     pub async fn stop(self) {
@@ -85,9 +96,13 @@ fn hub_config(folder: &Path, ca: &Authority) -> muster_hub::config::Config {
         signer: None,
         control: Some(ControlFiles { certificate: at("control.pem"), key: at("control.key") }),
         web: Web { listen: anywhere(), certificate: None, key: None },
-        store: StoreAt { url: format!("sqlite://{}", at("muster.db").display()), objects: None },
+        store: StoreAt { url: store_url(folder), objects: None },
         status: StatusAt { listen: anywhere() },
     }
+}
+
+fn store_url(folder: &Path) -> String {
+    format!("sqlite://{}", folder.join("muster.db").display())
 }
 
 fn relay_config(folder: &Path, ca: &Authority, hub: SocketAddr, network: Tuning) -> relay_config::Config {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use muster_certs::DIALLED_NAME;
-use muster_mesh::message::AGENT_ALPN;
+use muster_mesh::{
+    message::{AGENT_ALPN, CloseCode, StateNow, Up},
+    record::State,
+};
 use rustls::{
     AlertDescription, ClientConfig, HandshakeKind, NamedGroup,
     client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue},
@@ -112,6 +115,39 @@ async fn a_second_handshake_at_the_hub_is_full_and_no_ticket_comes() {
         assert_eq!((session(&stream).tls13_tickets_received(), session(&stream).is_early_data_accepted()), (0, false));
     }
     assert_eq!(tickets.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn one_who_is_denied_is_cut_off_and_gets_nowhere_with_what_it_kept_of_earlier_sessions() {
+    let mesh = Mesh::start().await;
+    let (agent, relay) = (mesh.new_agent(), muster_certs::Name::Relay { site: "oslo".to_owned(), id: "oslo-2".to_owned() });
+    let (at_relay, first) = that_would_resume(client(Some(&mesh.ca.good(&agent)), AGENT_ALPN));
+    let (at_hub, second) = that_would_resume(client(Some(&mesh.ca.good(&relay)), HTTP));
+    let at_relay = quic_client(at_relay);
+    let mut visit = Visit::open(mesh.relay.agents_address(), at_relay.clone(), 1).await.unwrap();
+    assert_eq!(post_to_hub(mesh.hub.mesh, at_hub.clone()).await, Met::Welcomed);
+    let mut stream = dial_hub(mesh.hub.mesh, at_hub.clone()).await.unwrap();
+
+    mesh.deny(&agent).await;
+    mesh.deny(&relay).await;
+    // The hub's next look, and the relay's next POST, which its presence makes due.
+    let ended = timeout(SOON, stream.read(&mut [0; 1])).await.unwrap();
+    assert!(!matches!(ended, Ok(1)), "the hub says something to who is denied: {ended:?}");
+    let state = StateNow { state: State::Idle, since_ms: now_ms(), tails: Vec::new() };
+    visit.say(&Up::State(state).frame().unwrap()).await.unwrap();
+    let closed = visit.ended().await;
+    assert!(closed == Met::Closed(CloseCode::Denied), "{closed:?}");
+
+    let unknown = alert(AlertDescription::CertificateUnknown);
+    for dial in 2..=3 {
+        let connecting = endpoint().connect_with(at_relay.clone(), mesh.relay.agents_address(), DIALLED_NAME).unwrap();
+        assert!(connecting.into_0rtt().is_err(), "early data were possible");
+        let again = Visit::open(mesh.relay.agents_address(), at_relay.clone(), dial).await;
+        assert_eq!(again.err().as_ref().map(met), Some(unknown));
+        assert_eq!(knock_at_hub(mesh.hub.mesh, at_hub.clone()).await, unknown);
+    }
+    assert_eq!((first.load(Ordering::Relaxed), second.load(Ordering::Relaxed)), (0, 0), "a ticket came");
+    mesh.stop().await;
 }
 
 /// The same client with a place for tickets and a wish for early data, and the count of tickets that came.

@@ -53,7 +53,7 @@ struct Spool {
     closed: bool,
     /// The hub has these: told by its acks since this agent started.
     hub: Ranges,
-    /// Never sent (again): damaged here, or returned too often. A committed `Gap` names each.
+    /// Never sent (again): damaged here. A committed `Gap` names each.
     aside: Ranges,
     /// Its end is damaged: a peer may know higher numbers than `next`, and that is no alarm.
     end_unknown: bool,
@@ -71,6 +71,8 @@ struct Spool {
 struct Relay {
     number: usize,
     claims: BTreeMap<SpoolId, Ranges>,
+    /// Returned too often: not sent again on this connection.
+    refused: BTreeMap<SpoolId, Ranges>,
     lanes: [RelayLane; 2],
 }
 
@@ -304,7 +306,7 @@ impl AgentSide {
             alarms.extend(self.known(*spool, &ranges));
             claims.entry(*spool).or_default().extend(&ranges);
         }
-        self.relay = Some(Relay { number: relay, claims, lanes: [lane(Lane::Telemetry), lane(Lane::Pictures)] });
+        self.relay = Some(Relay { number: relay, claims, refused: BTreeMap::new(), lanes: [lane(Lane::Telemetry), lane(Lane::Pictures)] });
         alarms
     }
 
@@ -326,7 +328,7 @@ impl AgentSide {
         let spool = self.spools.get_mut(&id)?;
         let highest = numbers.last().filter(|&last| last >= spool.next)?;
         if spool.end_unknown {
-            spool.next = highest + 1;
+            spool.next = highest.saturating_add(1);
             return None;
         }
         Some(CloneAlarm { spool: id, number: highest, was_open: !spool.closed })
@@ -349,7 +351,8 @@ impl AgentSide {
         }
         let from = line.from.unwrap_or(SpoolId([0; 16]));
         let spools = self.spools.range(from..).filter(|(_, spool)| spool.lane == lane);
-        let found = spools.map(|(&id, spool)| (id, spool.first_wanted(relay.claims.get(&id), line.sending.get(&id), room as u64)));
+        let elsewhere = |id: &SpoolId| [relay.claims.get(id), line.sending.get(id), relay.refused.get(id)];
+        let found = spools.map(|(id, spool)| (*id, spool.first_wanted(elsewhere(id), room as u64)));
         let (spool, run) = found.into_iter().find_map(|(id, run)| Some((id, run?)))?;
         self.relay.as_mut()?.lanes[lane.index()].from = Some(spool);
         Some(Run { spool, ..run })
@@ -386,22 +389,22 @@ impl AgentSide {
         Ok(acked)
     }
 
-    /// The relay doesn't have these any more. They are sent again, or, when that was tried often enough, named here: to be set aside with a
-    /// `Gap`.
-    pub fn on_returned(&mut self, returned: &Returned) -> Ranges {
-        let Some(relay) = &mut self.relay else { return Ranges::new() };
-        let Some(spool) = self.spools.get(&returned.spool) else { return Ranges::new() };
-        let mut given_up = Ranges::new();
+    /// The relay doesn't have these any more. They are sent again, and what it returns too often waits for the next connection, or for
+    /// another relay. Nothing is let go for it: a relay's word, which nobody has signed, frees no number.
+    pub fn on_returned(&mut self, returned: &Returned) {
+        let Some(relay) = &mut self.relay else { return };
+        let Some(spool) = self.spools.get(&returned.spool) else { return };
         let named: Ranges = returned.numbers.iter().copied().collect();
         let mut held = spool.numbers();
         held.subtract(&spool.hub);
         held.subtract(&spool.aside);
         let lane = spool.lane;
+        let refused = relay.refused.entry(returned.spool).or_default();
         for seq in held.intersection(&named).numbers() {
             let times = self.returns.entry((relay.number, returned.spool, seq)).or_default();
             *times = times.saturating_add(1);
             if *times > limits::RETURNS_MAX || returned.why == ReturnReason::TooManyRanges {
-                given_up.insert(seq);
+                refused.insert(seq);
             }
         }
         if let Some(claims) = relay.claims.get_mut(&returned.spool) {
@@ -411,7 +414,6 @@ impl AgentSide {
             sending.subtract(&named);
         }
         self.look_again(lane);
-        given_up
     }
 
     /// The hub's ack for a spool, under the hub's epoch. True when it says something new.
@@ -565,11 +567,11 @@ impl Spool {
         self.spans.values().copied().collect()
     }
 
-    /// The first numbers, in one segment, that the hub lacks, the relay doesn't claim and that are not on their way.
-    fn first_wanted(&self, claims: Option<&Ranges>, sending: Option<&Ranges>, most: u64) -> Option<Run> {
+    /// The first numbers, in one segment, that the hub lacks and that are not `elsewhere`: claimed by the relay, on their way, refused by it.
+    fn first_wanted(&self, elsewhere: [Option<&Ranges>; 3], most: u64) -> Option<Run> {
         for (&segment, &(first, last)) in &self.spans {
             let mut wanted = Ranges::of(first, last);
-            [Some(&self.hub), Some(&self.aside), claims, sending].into_iter().flatten().for_each(|known| wanted.subtract(known));
+            elsewhere.into_iter().chain([Some(&self.hub), Some(&self.aside)]).flatten().for_each(|known| wanted.subtract(known));
             if let Some((from, to)) = wanted.iter().next() {
                 return Some(Run { spool: SpoolId([0; 16]), segment, index: from - first, first: from, last: to.min(from + most - 1) });
             }
