@@ -27,6 +27,9 @@ async fn the_runbooks_hold_from_the_first_day_to_a_restore() {
     desk.type_in("hub", "sed -i 's/^ca = .*/&\\nagent_life_s = 240\\nrelay_life_s = 240/' ~/.config/muster/hub.toml");
     desk.type_in("hub", "systemctl stop muster-hub && systemctl start muster-hub");
     desk.work_through("new-branch.md").await;
+    desk.open_branch("bergen");
+    desk.work_through("new-branch.md").await;
+    desk.open_branch("oslo");
     desk.work_through("lost-laptop.md").await;
     // A relay that was enrolled has no files to look at, and outlives the word to look.
     desk.type_in("relay", "systemctl reload muster-relay && muster-relay status && systemctl is-active muster-relay");
@@ -35,6 +38,13 @@ async fn the_runbooks_hold_from_the_first_day_to_a_restore() {
     desk.work_through("stolen-relay.md").await;
     desk.work_through("hub-certificate.md").await;
     desk.work_through("yearly-ca.md").await;
+    // All of that in one view: both branches, and when what they hold ends. The lost laptop and the stolen relay's key hold nobody up.
+    let report = "muster-hub member list --json >~/members.json";
+    let doctor = desk.type_in("hub", &format!("{report}; muster-certs --dir ~/state/ca doctor --members ~/members.json || true"));
+    println!("{doctor}");
+    for site in ["oslo", "bergen"] {
+        assert!(doctor.contains(&format!("{site}: can stay alone until")), "{doctor}");
+    }
     desk.work_through("restore.md").await;
     desk.work_through("root-compromise.md").await;
 }
@@ -45,6 +55,9 @@ const COMPUTED: [&str; 3] = ["LAPTOP", "WAITING", "TOKEN"];
 /// Several computers on one, and somebody who works at them with a runbook in hand.
 struct Desk {
     folder: PathBuf,
+    /// Where everybody but the hub is.
+    branch: &'static str,
+    ports: Ports,
     /// In place of what the runbooks suggest: by computer (or `*`) and name.
     values: BTreeMap<(&'static str, &'static str), String>,
     /// What was set at each computer, as shell.
@@ -63,31 +76,49 @@ struct Block {
 impl Desk {
     fn new(folder: &Path) -> Desk {
         let mut ports = Ports::default();
-        let mut port = || ports.free().unwrap().port().to_string();
-        let [mesh, door, web, status, agents, relay_door, relay_status] = std::array::from_fn(|_| port());
-        let local = |port: &str| format!("127.0.0.1:{port}");
-        let mut values = BTreeMap::from([
+        let [mesh, door, web, status] = std::array::from_fn(|_| port(&mut ports));
+        let values = BTreeMap::from([
             (("*", "CONFIG"), "$HOME/.config/muster".to_owned()),
             (("*", "STATE"), "$HOME/state".to_owned()),
             (("*", "LISTEN"), "127.0.0.1".to_owned()),
             (("hub", "HUB"), "127.0.0.1".to_owned()),
             (("hub", "OFFLINE"), "$HOME/safe".to_owned()),
             (("hub", "BACKUP"), "$HOME/backups/hub".to_owned()),
-            (("hub", "RELAY_AT"), local(&agents)),
-            (("hub", "RELAY_DOOR_AT"), local(&relay_door)),
             (("hub", "MESH"), mesh),
             (("hub", "DOOR"), door),
             (("hub", "WEB"), web),
             (("hub", "STATUS"), status),
         ]);
-        for relay in ["relay", "new-relay"] {
-            values.insert((relay, "AGENTS"), agents.clone());
-            values.insert((relay, "DOOR"), relay_door.clone());
-            values.insert((relay, "STATUS"), relay_status.clone());
-        }
-        let desk = Desk { folder: folder.to_owned(), values, variables: BTreeMap::new(), done: 0 };
+        let mut desk = Desk { folder: folder.to_owned(), branch: "", ports, values, variables: BTreeMap::new(), done: 0 };
         desk.put_up_scripts();
+        desk.open_branch("oslo");
         desk
+    }
+
+    /// What follows is about this branch. Its relay's addresses stay what they were at first.
+    fn open_branch(&mut self, site: &'static str) {
+        self.branch = site;
+        let [agents, door, status] = ["agents", "door", "status"].map(|what| {
+            let known = self.folder.join(format!("{site}-{what}"));
+            if !known.exists() {
+                fs::write(&known, port(&mut self.ports)).unwrap();
+            }
+            fs::read_to_string(&known).unwrap()
+        });
+        for relay in ["relay", "new-relay"] {
+            for (name, port) in [("AGENTS", &agents), ("DOOR", &door), ("STATUS", &status)] {
+                self.values.insert((relay, name), port.clone());
+            }
+        }
+        let of_hub = [
+            ("SITE", site.to_owned()),
+            ("RELAY", format!("{site}-1")),
+            ("RELAY_AT", format!("127.0.0.1:{agents}")),
+            ("RELAY_DOOR_AT", format!("127.0.0.1:{door}")),
+            ("PERSON", format!("kari.{site}")),
+            ("OTHER_PERSON", format!("ola.{site}")),
+        ];
+        self.values.extend(of_hub.map(|(name, value)| (("hub", name), value)));
     }
 
     /// Every block, in its order. What fails is told with its place in the file.
@@ -157,13 +188,14 @@ impl Desk {
     }
 
     fn home(&self, who: &str) -> PathBuf {
-        self.folder.join(who)
+        self.folder.join(if who == "hub" { who.to_owned() } else { format!("{}-{who}", self.branch) })
     }
 
-    /// What stands in no runbook.
-    fn type_in(&self, who: &str, text: &str) {
+    /// What stands in no runbook, and what is said to it.
+    fn type_in(&self, who: &str, text: &str) -> String {
         let (well, said) = self.run(&Block { who: who.to_owned(), how: String::new(), text: text.to_owned(), line: 0 });
         assert!(well, "at {who}: {text}\nsaid: {said}\n{}", self.logs());
+        said
     }
 
     /// The last lines of what the programs said.
@@ -221,6 +253,10 @@ fn blocks(runbook: &str) -> Vec<Block> {
         blocks.push(Block { who, how, text: body.join("\n"), line });
     }
     blocks
+}
+
+fn port(ports: &mut Ports) -> String {
+    ports.free().unwrap().port().to_string()
 }
 
 fn root() -> &'static Path {
