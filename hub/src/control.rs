@@ -662,10 +662,7 @@ fn damaged_key(path: &Path) -> Complaint {
 
 fn was_ended(n: u32) -> Complaint {
     let what = format!("control key {n} was ended, and nobody believes what it signs");
-    Complaint::new(
-        what,
-        "Give this hub another in [control], as `muster-certs issue control` writes it with a number that none had, and restart it",
-    )
+    Complaint::new(what, "Put another into the files of [control], as `muster-certs issue control` writes it with a number that none had")
 }
 
 async fn ended_keys(store: &Store) -> Result<Vec<ControlKeyRow>, StoreError> {

@@ -9,7 +9,7 @@ use muster_certs::{
 };
 use muster_mesh::renewal::Life;
 
-use crate::{config::Mesh, signer::Signer};
+use crate::signer::Signer;
 
 /// The hub's certificate, where it lies and where it is in use.
 pub struct OwnLeaf {
@@ -20,9 +20,8 @@ pub struct OwnLeaf {
 }
 
 impl OwnLeaf {
-    pub fn new(signer: Arc<Signer>, keys: Arc<Keys>, at: &Mesh) -> OwnLeaf {
-        let pair = Pair { certificate: at.certificate.clone(), key: at.key.clone() };
-        OwnLeaf { signer, keys, pair, roots: at.roots.clone() }
+    pub fn new(signer: Arc<Signer>, keys: Arc<Keys>, pair: Pair, roots: PathBuf) -> OwnLeaf {
+        OwnLeaf { signer, keys, pair, roots }
     }
 
     /// Renews what is due, and takes it into use. On an error what was in use stays.

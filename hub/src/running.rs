@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use muster_certs::{Keys, Role, WebKeys};
+use muster_certs::{Keys, Role, WebKeys, pair::Pair};
 use muster_mesh::{
     clock::{Clock, SystemClock},
     complaint::Complaint,
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api, asks,
-    config::Config,
+    config::{Config, Mesh},
     control::{Control, Own},
     hub::Hub,
     issued::Listed,
@@ -88,7 +88,10 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     };
     let door_address = door.as_ref().map(|door| door.local_addr()).transpose()?;
     let signer = signer(&config, store.clone(), clock.clone(), Some((mesh_address, door_address)))?.map(Arc::new);
-    let own_leaf = signer.clone().map(|signer| Arc::new(OwnLeaf::new(signer, keys.clone(), &config.mesh)));
+    let own_leaf = signer.clone().map(|signer| {
+        let Mesh { certificate, key, roots, .. } = config.mesh.clone();
+        Arc::new(OwnLeaf::new(signer, keys.clone(), Pair { certificate, key }, roots))
+    });
     let own = Own::find(&config, &keys, signer.as_ref(), &store, now_ms).await?;
     let control = Arc::new(Control::open(store.clone(), keys.clone(), own, restored, now_ms).await?);
     let hub = Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), control, tokens, config.test_mode);

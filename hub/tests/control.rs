@@ -3,9 +3,10 @@
 
 mod world;
 
-use muster_certs::{Denied, Identity, Keys, Name, Role, SystemTime, When};
+use muster_certs::{Denied, Identity, KeyRequest, Keys, Name, Role, SystemTime, When, files, issue_control};
 use muster_hub::{
-    control::{self, Control, ControlError, Own},
+    config::ControlFiles,
+    control::{self, Control, ControlError, Own, Renews},
     laggards::GIVEN_MAX,
 };
 use muster_mesh::{
@@ -84,6 +85,38 @@ async fn what_an_ended_key_signed_is_believed_by_nobody_from_the_new_bundle_on()
         assert!(now.taking(&forged, &Denied::default(), When::Taking(now_ms)).is_ok(), "the list isn't what refuses it");
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_control_certificate_in_files_is_taken_while_the_hub_runs_and_a_bad_one_stops_nothing_else() {
+    let world = World::new().await;
+    let mesh = mesh_of_one();
+    let at = ControlFiles { certificate: world.folder.path().join("control.pem"), key: world.folder.path().join("control.key") };
+    let put = |n: u32, key_pem: &str, now_ms: i64| {
+        let chain = issue_control(&mesh.issuer, n, key_pem, now_ms).unwrap().pem;
+        files::write_secret(&at.key, key_pem.as_bytes()).unwrap();
+        files::write_public(&at.certificate, chain.as_bytes()).unwrap();
+        chain
+    };
+    let [first, second] = [(); 2].map(|()| KeyRequest::generate().unwrap().key_pem);
+    let own = Own { key: ControlKey::from_pem(2, &first).unwrap(), chain: put(2, &first, NOW), renews: Some(Renews::Files(at.clone())) };
+    let keys = mesh.keys(Name::Hub { id: "hub-2".into() });
+    let control = Control::open(world.hub.store.clone(), keys, own, false, NOW).await.unwrap();
+
+    let renewed = put(2, &first, NOW + DAY_MS);
+    control.look(NOW).await.unwrap();
+    let rows = world.hub.store.control_keys().await.unwrap();
+    assert_eq!(rows.iter().find(|row| row.n == 2).map(|row| row.chain.as_str()), Some(renewed.as_str()));
+
+    put(3, &second, NOW);
+    control.look(NOW).await.unwrap();
+    let said = control.sign(&Signed::new(SignedKind::Policy, Version { epoch: 1, n: 1 }, Vec::new())).unwrap();
+    assert_eq!(Signed::read(&said).unwrap().key, 3);
+
+    files::write_public(&at.certificate, b"rubbish").unwrap();
+    deny(&world, "site/oslo/relay/lost").await;
+    assert!(control.look(NOW).await.unwrap_err().to_string().contains("control certificate"));
+    assert!(control.denied().borrow().names(&"site/oslo/relay/lost".parse().unwrap()));
 }
 
 #[tokio::test]

@@ -5,10 +5,11 @@ mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, check_leaf};
+use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, check_leaf, files, pair::Pair};
 use muster_hub::{
     asks,
     control::{Control, Own, Renews},
+    own_leaf::OwnLeaf,
     report::report,
     signer::{HubAt, Lives, Signer, secret_digest},
     store::{Census, DialRow, Grant, TokenRow, WaitingAsk},
@@ -443,6 +444,36 @@ async fn a_running_hub_follows_each_step_of_a_rotation_and_its_report_lets_the_n
         assert_eq!(office.renew(&kari, &issued).await.unwrap().roots, ca.roots_pem());
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_hub_that_issues_renews_its_own_certificate_where_it_lies() {
+    let world = World::new().await;
+    let office = Office::new(&world).await;
+    let file = |name: &str| world.folder.path().join(name);
+    let (ca, at) = (office.ca(), Pair { certificate: file("hub.pem"), key: file("hub.key") });
+    let issued = ca.issue_hub("hub-1").unwrap();
+    files::write_public(&at.certificate, issued.pem.as_bytes()).unwrap();
+    files::write_secret(&at.key, issued.key_pem.as_bytes()).unwrap();
+    files::write_public(&file("roots.pem"), ca.roots_pem().as_bytes()).unwrap();
+    let time = Arc::new(At(world.clock.clone()));
+    let keys = Keys::load(&at.certificate, &at.key, &file("roots.pem"), Role::Hub, time).unwrap();
+    let own = OwnLeaf::new(office.signer.clone(), keys.clone(), at.clone(), file("roots.pem"));
+    let first = keys.leaf().serial;
+    own.look(world.now_ms()).unwrap();
+    assert_eq!(keys.leaf().serial, first, "it isn't time yet");
+    world.clock.advance(46 * DAY_MS as u64);
+    own.look(world.now_ms()).unwrap();
+    assert_ne!(keys.leaf().serial, first);
+    assert_eq!(at.open(&ca).unwrap().serial, keys.leaf().serial);
+    // A crash between the two files: the pair doesn't fit, until the next look puts the certificate beside its key.
+    std::fs::rename(&at.certificate, file("hub.pem.new")).unwrap();
+    files::write_public(&at.certificate, issued.pem.as_bytes()).unwrap();
+    assert_eq!(at.open(&ca).unwrap().serial, keys.leaf().serial);
+    // What can't be written is told, and what was in use stays.
+    files::write_public(&at.certificate, b"rubbish").unwrap();
+    world.clock.advance(46 * DAY_MS as u64);
+    assert!(own.look(world.now_ms()).unwrap_err().to_string().contains("hub.pem"));
 }
 
 #[tokio::test]

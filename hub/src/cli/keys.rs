@@ -105,7 +105,7 @@ async fn end(config: &Config, store: &Store, key: &str, now_ms: i64) -> anyhow::
     let ended = match (control, key.strip_prefix(TOKEN)) {
         (Some(n), _) if config.control.is_some() && control::own_number(config) == Some(n) => {
             let what = format!("this hub signs with {key}, and can't make itself another");
-            let todo = "Issue one (`muster-certs issue control`), give it in [control], restart the hub, and end the old one then";
+            let todo = "Issue one (`muster-certs issue control`), put it into the files of [control], which the hub takes within a second; then end the old one";
             return Err(Complaint::new(what, todo).into());
         }
         (Some(n), _) => control::end_key(store, n, now_ms).await.map_err(complaint)?,
