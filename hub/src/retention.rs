@@ -60,8 +60,8 @@ pub async fn sweep(store: &Store, objects: &Objects, now_ms: i64, retention: Ret
     let swept = store.sweep(now_ms, retention, rows_max).await?;
     store.settle_spools(now_ms, rows_max).await?;
     if swept != Swept::default() {
-        let Swept { records, titles, batches, holds, lines } = swept;
-        tracing::info!(records, titles, batches, holds, lines, days = retention.days, "what was kept long enough is deleted");
+        let Swept { records, titles, batches, holds, lines, identities } = swept;
+        tracing::info!(records, titles, batches, holds, lines, identities, days = retention.days, "what was kept long enough is deleted");
     }
     metrics::counter!("muster_hub_swept_records_total").increment(swept.records);
     // Last: an object store that is down keeps no row from going.

@@ -38,6 +38,47 @@ const TODAY: i64 = NOW / DAY_MS;
 const KINDS: [&str; 8] = ["heartbeat", "activity", "focus", "screenshot", "session", "network", "capability", "gap"];
 
 #[tokio::test]
+async fn what_was_written_of_those_who_joined_goes_when_nothing_depends_on_it_any_more() {
+    each_store(async |world: World| {
+        let at = |days: i64| NOW + days * DAY_MS;
+        let body = if world.is_on_postgres() { "decode('00', 'hex')" } else { "x'00'" };
+        for name in ["a", "b", "c"] {
+            world.meddle(&format!("INSERT INTO members VALUES ('{name}', '', 1, 1, '', 0, '', 0, NULL, NULL, NULL)")).await;
+        }
+        // What goes is named so.
+        for (key, name, end) in [("goes", "a", -397), ("a", "a", -300), ("b", "b", -500), ("c1", "c", -395), ("c2", "c", 10)] {
+            world.meddle(&format!("INSERT INTO certificates VALUES ('{key}', '{name}', '', '', 0, 0, {})", at(end))).await;
+        }
+        for (id, end) in [("goes", -31), ("stays", -29)] {
+            world.meddle(&format!("INSERT INTO join_tokens VALUES ('{id}', '', 'relay', '', '', NULL, NULL, 1, 0, {}, '')", at(end))).await;
+            world.meddle(&format!("INSERT INTO token_keys VALUES ('{id}', '', 0, {})", at(end))).await;
+        }
+        for (name, until) in [("goes", -397), ("stays", -395)] {
+            world.meddle(&format!("INSERT INTO denied VALUES ('{name}', 0, {}, 0, '', NULL, NULL)", at(until))).await;
+        }
+        // The hub's own newest bundle is of epoch 1.
+        for (kind, n, made) in [(4, 1, -31), (4, 2, -29), (3, 1, -500)] {
+            world.meddle(&format!("INSERT INTO papers VALUES ({kind}, 0, {n}, {}, {body})", at(made))).await;
+        }
+        for (name, n, since) in [("a", 1, -801), ("a", 2, -799), ("a", 3, -1), ("b", 1, -900)] {
+            world.meddle(&format!("INSERT INTO held_versions VALUES ('{name}', 3, 1, {n}, {}, 0)", at(since))).await;
+        }
+        let sweep = async || world.hub.store.sweep(NOW, Retention::alike(30), 1).await.unwrap();
+        assert_eq!(sweep().await, Swept { identities: 6, ..Swept::default() });
+        for (table, key) in [("certificates", "public_key"), ("join_tokens", "id"), ("token_keys", "kid"), ("denied", "name")] {
+            assert_eq!(world.one(&format!("SELECT COUNT(*) FROM {table} WHERE {key} = 'goes'")).await, 0, "{table}");
+        }
+        assert_eq!(world.one("SELECT COUNT(*) FROM certificates").await, 4);
+        assert_eq!(world.one("SELECT COUNT(*) FROM papers WHERE epoch = 0 AND kind = 4 AND n = 1").await, 0);
+        assert_eq!(world.one("SELECT COUNT(*) FROM papers WHERE kind = 3").await, 1, "the only list of the denied is gone");
+        assert_eq!(world.one("SELECT COUNT(*) FROM held_versions WHERE name = 'a' AND n = 1").await, 0);
+        assert_eq!(world.one("SELECT COUNT(*) FROM held_versions").await, 3);
+        assert_eq!(sweep().await, Swept::default());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn exactly_the_old_half_of_every_table_goes_with_its_objects_however_often_the_sweep_is_cut_off() {
     each_store(async |world: World| {
         let hub = &world.hub;

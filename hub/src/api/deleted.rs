@@ -31,7 +31,8 @@ pub struct DeletedShown {
     /// The last of that day.
     #[schema(format = DateTime)]
     at: Option<String>,
-    /// A kind of record, or `title`, `batches`, `holds`, `dropped`.
+    /// A kind of record, or `title`, `batches`, `holds`, `dropped`; of those who joined `certificates`, `join_tokens`, `token_keys`, `denied`,
+    /// `papers`, `held_versions`.
     kind: String,
     /// How many days it was kept.
     kept_days: i64,

@@ -23,6 +23,8 @@ pub struct Swept {
     pub batches: u64,
     pub holds: u64,
     pub lines: u64,
+    /// Of those who joined: certificates, tokens, denials, what was signed for them.
+    pub identities: u64,
 }
 
 /// What was deleted of one kind on one day.
@@ -30,7 +32,7 @@ pub struct Swept {
 pub struct Deletion {
     /// The last piece.
     pub at_ms: i64,
-    /// A kind's table, or title, batches, holds, dropped.
+    /// A kind's table, or title, batches, holds, dropped, or a table of those who joined.
     pub kind: String,
     /// How long it was kept.
     pub days: i64,
@@ -142,6 +144,47 @@ struct Old<'a> {
     days: i64,
 }
 
+/// Rows about those who joined whose time is up.
+struct Outlived {
+    table: &'static str,
+    key: &'static [&'static str],
+    which: &'static str,
+    days: i64,
+}
+
+/// Recoveries are counted over twelve months, and what a relay took of a denied device may come as late: a month more for clocks and backups.
+const YEAR_AND_MONTH: i64 = 396;
+const MONTH: i64 = 30;
+/// What somebody held matters as long as a denial from that time stands here: as long as a certificate lives, and the months after it.
+const DENIALS: i64 = 800;
+
+/// Nothing of it is policy: these rows hold no day of anybody's. The newest of each stays, as does a control key: its number never comes back.
+const OUTLIVED: [Outlived; 6] = [
+    Outlived {
+        table: "certificates",
+        key: &["public_key"],
+        which: "WHERE r.not_after_ms < $1 \
+                AND EXISTS (SELECT 1 FROM certificates later WHERE later.name = r.name AND later.not_after_ms > r.not_after_ms)",
+        days: YEAR_AND_MONTH,
+    },
+    Outlived { table: "join_tokens", key: &["id"], which: "WHERE r.ends_ms < $1", days: MONTH },
+    Outlived { table: "token_keys", key: &["kid"], which: "WHERE r.ends_ms < $1", days: MONTH },
+    Outlived { table: "denied", key: &["name"], which: "WHERE r.until_ms < $1", days: YEAR_AND_MONTH },
+    Outlived {
+        table: "papers",
+        key: &["kind", "epoch", "n"],
+        which: "WHERE r.at_ms < $1 AND EXISTS (SELECT 1 FROM papers later WHERE later.kind = r.kind AND (later.epoch, later.n) > (r.epoch, r.n))",
+        days: MONTH,
+    },
+    Outlived {
+        table: "held_versions",
+        key: &["name", "kind", "epoch", "n"],
+        which: "WHERE r.at_ms < $1 AND EXISTS (SELECT 1 FROM held_versions later \
+                WHERE later.name = r.name AND later.kind = r.kind AND (later.epoch, later.n) > (r.epoch, r.n))",
+        days: DENIALS,
+    },
+];
+
 impl Sweep<'_> {
     async fn everything(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
@@ -152,6 +195,9 @@ impl Sweep<'_> {
         swept.batches = self.batches().await?;
         swept.holds = self.holds().await?;
         swept.lines = self.received("dropped", &["spool_id", "seq"]).await?;
+        for Outlived { table, key, which, days } in OUTLIVED {
+            swept.identities += self.delete(&Old { table, key, which, binds: &[self.received_ms(days)], days }).await?;
+        }
         Ok(swept)
     }
 
