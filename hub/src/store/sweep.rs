@@ -173,7 +173,9 @@ const OUTLIVED: [Outlived; 6] = [
     Outlived {
         table: "papers",
         key: &["kind", "epoch", "n"],
-        which: "WHERE r.at_ms < $1 AND EXISTS (SELECT 1 FROM papers later WHERE later.kind = r.kind AND (later.epoch, later.n) > (r.epoch, r.n))",
+        // What somebody holds tells the report before a rotation's step which roots they have.
+        which: "WHERE r.at_ms < $1 AND EXISTS (SELECT 1 FROM papers later WHERE later.kind = r.kind AND (later.epoch, later.n) > (r.epoch, r.n)) \
+                AND NOT EXISTS (SELECT 1 FROM held_versions held WHERE held.kind = r.kind AND held.epoch = r.epoch AND held.n = r.n)",
         days: MONTH,
     },
     Outlived {
