@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn who_falls_silent_is_away_and_not_behind() {
         let mut laggards = Laggards::default();
-        (0..GIVEN_MAX).for_each(|_| drop(laggards.given(NAME, 3, 0)));
+        (0..GIVEN_MAX).for_each(|_| assert!(laggards.behind(3, 0) == 0 && laggards.given(NAME, 3, 0) == (laggards.behind(3, 0) == 1)));
         assert_eq!((laggards.behind(3, SILENT_MS - 1), laggards.behind(3, SILENT_MS)), (1, 0));
         assert!(laggards.given.is_empty(), "nobody is remembered for ever");
     }

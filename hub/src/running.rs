@@ -75,6 +75,11 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     let now_ms = clock.now().wall_ms;
     let policies = Policies::open(store.clone(), config.policy.clone(), config.test_mode, restored, now_ms).await?;
     if restored {
+        // Which of them were used up or revoked since the backup, nobody knows any more.
+        let ended = store.end_tokens().await?;
+        if ended > 0 {
+            tracing::warn!(ended, "join tokens from before the restore can't be used any more: make new ones");
+        }
         reconcile(&store, &objects, now_ms, &policies).await?;
     }
     let listed = Listed::open(store.clone(), config.issued.clone()).await?;

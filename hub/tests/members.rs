@@ -19,7 +19,7 @@ use muster_mesh::{
     control_key::ControlKey,
     door::{Answer, Ask, Issued, Plea, Refusal, Said, Standing, Wish},
     ids::Version,
-    message::{Bundle, SignedKind},
+    message::{Bundle, Denial, DenyList, Signed, SignedKind},
     seal::SealKey,
 };
 use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
@@ -228,6 +228,34 @@ async fn who_was_denied_gets_nothing_not_even_what_it_had() {
         writing.commit().await.unwrap();
         assert_eq!(office.renew(&kari, &issued).await, Err(Refusal::Denied));
         assert_eq!(office.renew(&kari.with_new_request(), &issued).await, Err(Refusal::Denied));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whom_only_a_relay_still_knows_to_be_denied_gets_nothing_and_who_joined_under_the_name_since_does() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        office.token("r", "relay", None, 2).await;
+        let (kari, stolen) = (Device::new(), Device::new());
+        let (issued, of_stolen) = (office.enroll(&kari, "t").await.unwrap(), office.enroll(&stolen, "r").await.unwrap());
+        // The list is from after this database's backup was taken.
+        let denial = |name: &str| Denial { name: name.into(), issued_before_ms: world.now_ms() + 5, until_ms: world.now_ms() + LIFE_MS };
+        let list = DenyList { made_ms: world.now_ms(), denied: vec![denial(&issued.name), denial(&of_stolen.name)] };
+        let signed = Signed::new(SignedKind::Deny, Version { epoch: 1, n: 9 }, list.bytes().unwrap());
+        let list = mesh_of_one().key().sign(&signed).unwrap();
+        world.clock.advance(1_000);
+        world.hub.shown(&list).await.unwrap();
+        assert_eq!(office.renew(&kari.with_new_request(), &issued).await, Err(Refusal::Denied));
+        assert_eq!(office.renew(&kari, &issued).await, Err(Refusal::Denied));
+        assert_eq!(office.renew(&stolen.with_new_request(), &of_stolen).await, Err(Refusal::Denied));
+        assert_eq!(world.hub.store.census().await.unwrap(), Census { denied: 2, ..Census::default() });
+        // The new computer in the stolen one's place, also when the list is shown once more.
+        let new = Device::new();
+        let of_new = office.enroll(&new, "r").await.unwrap();
+        world.hub.shown(&list).await.unwrap();
+        assert!(office.renew(&new.with_new_request(), &of_new).await.is_ok());
     })
     .await;
 }

@@ -47,7 +47,7 @@ async fn what_was_written_of_those_who_joined_goes_when_nothing_depends_on_it_an
         }
         // What goes is named so.
         for (key, name, end) in [("goes", "a", -397), ("a", "a", -300), ("b", "b", -500), ("c1", "c", -395), ("c2", "c", 10)] {
-            world.meddle(&format!("INSERT INTO certificates VALUES ('{key}', '{name}', '', '', 0, 0, {})", at(end))).await;
+            world.meddle(&format!("INSERT INTO certificates VALUES ('{key}', '{name}', '', '', '', 0, 0, {})", at(end))).await;
         }
         for (id, end) in [("goes", -31), ("stays", -29)] {
             world.meddle(&format!("INSERT INTO join_tokens VALUES ('{id}', '', 'relay', '', '', NULL, NULL, 1, 0, {}, '')", at(end))).await;
@@ -57,12 +57,13 @@ async fn what_was_written_of_those_who_joined_goes_when_nothing_depends_on_it_an
             world.meddle(&format!("INSERT INTO denied VALUES ('{name}', 0, {}, 0, '', NULL, NULL)", at(until))).await;
         }
         // The hub's own newest bundle is of epoch 1.
-        for (kind, n, made) in [(4, 1, -31), (4, 2, -29), (3, 1, -500)] {
+        for (kind, n, made) in [(4, 0, -40), (4, 1, -31), (4, 2, -29), (3, 1, -500)] {
             world.meddle(&format!("INSERT INTO papers VALUES ({kind}, 0, {n}, {}, {body})", at(made))).await;
         }
         for (name, n, since) in [("a", 1, -801), ("a", 2, -799), ("a", 3, -1), ("b", 1, -900)] {
             world.meddle(&format!("INSERT INTO held_versions VALUES ('{name}', 3, 1, {n}, {}, 0)", at(since))).await;
         }
+        world.meddle(&format!("INSERT INTO held_versions VALUES ('c', 4, 0, 0, {}, 0)", at(-40))).await;
         let sweep = async || world.hub.store.sweep(NOW, Retention::alike(30), 1).await.unwrap();
         assert_eq!(sweep().await, Swept { identities: 6, ..Swept::default() });
         for (table, key) in [("certificates", "public_key"), ("join_tokens", "id"), ("token_keys", "kid"), ("denied", "name")] {
@@ -70,9 +71,10 @@ async fn what_was_written_of_those_who_joined_goes_when_nothing_depends_on_it_an
         }
         assert_eq!(world.one("SELECT COUNT(*) FROM certificates").await, 4);
         assert_eq!(world.one("SELECT COUNT(*) FROM papers WHERE epoch = 0 AND kind = 4 AND n = 1").await, 0);
+        assert_eq!(world.one("SELECT COUNT(*) FROM papers WHERE epoch = 0 AND kind = 4 AND n = 0").await, 1, "c holds it");
         assert_eq!(world.one("SELECT COUNT(*) FROM papers WHERE kind = 3").await, 1, "the only list of the denied is gone");
         assert_eq!(world.one("SELECT COUNT(*) FROM held_versions WHERE name = 'a' AND n = 1").await, 0);
-        assert_eq!(world.one("SELECT COUNT(*) FROM held_versions").await, 3);
+        assert_eq!(world.one("SELECT COUNT(*) FROM held_versions").await, 4);
         assert_eq!(sweep().await, Swept::default());
     })
     .await;

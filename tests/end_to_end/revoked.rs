@@ -158,6 +158,7 @@ async fn a_hub_that_is_put_back_to_yesterday_lets_nobody_in_who_was_denied_since
     let mut mesh = branches(folder.path(), &[OSLO]).await;
     let ada = comes(&mut mesh, &at("ada", &[OSLO])).await;
     let bob = comes(&mut mesh, &at("bob", &[OSLO])).await;
+    let token = mesh.done(&Node::Hub, &["token", "agent", "--site", OSLO]).unwrap().trim().to_owned();
     mesh.stop(&Node::Hub).await.unwrap();
     let backup = Backup::of(&mesh, folder.path()).await;
     mesh.start_hub().await.unwrap();
@@ -187,9 +188,15 @@ async fn a_hub_that_is_put_back_to_yesterday_lets_nobody_in_who_was_denied_since
         let all = batches(&status(&mesh, node).await, "made");
         assert_eq!(stored(&mesh, node).await, all, "{node}");
     }
+    // Whether it was used or revoked since the backup, nobody knows.
+    mesh.configure_agent(&at("mallory", &[OSLO])).unwrap();
+    let said = mesh.done(&agent("mallory"), &["enroll", &token]).unwrap_err().to_string();
+    assert!(said.contains("was used up"), "{said}");
     let seen = turned_away(&mesh, &relay(OSLO)).await;
     mesh.until(&relay(OSLO), "the denied one knocks in vain", async |mesh| turned_away(mesh, &relay(OSLO)).await > seen).await.unwrap();
     assert!(stored(&mesh, &bob).await <= before && status(&mesh, &bob).await["connected"] == false);
+    let listed = mesh.done(&Node::Hub, &["member", "list"]).unwrap();
+    assert!(listed.lines().any(|line| line.contains(&denied) && line.contains("denied")), "{listed}");
     for ((kind, epoch, n), (again, new_epoch, new_n)) in given_out.iter().zip(newest(&mesh).await) {
         assert!(*kind == again && (new_epoch, new_n) > (*epoch, *n), "kind {kind}: {epoch}.{n}, then {new_epoch}.{new_n}");
     }

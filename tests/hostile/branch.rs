@@ -195,7 +195,7 @@ impl Visit {
 
     async fn mangle(&self, lane: Lane, kept: &mut Vec<Envelope>, envelope: Envelope, count: u64) -> Option<()> {
         self.say(Down::Ack(Ack { lane, count })).await?;
-        if count % 3 == 0 {
+        if count.is_multiple_of(3) {
             tracing::info!("did: dropped a batch");
             return Some(());
         }

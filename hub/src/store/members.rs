@@ -152,6 +152,14 @@ impl Store {
         Ok(ended.rows_affected() == 1)
     }
 
+    /// Ends all tokens. Returns how many could still be used.
+    pub async fn end_tokens(&self) -> Result<u64, StoreError> {
+        let mut writing = self.write().await?;
+        let ended = sqlx::query("UPDATE join_tokens SET uses_left = 0 WHERE uses_left > 0").execute(&mut *writing.transaction).await?;
+        writing.commit().await?;
+        Ok(ended.rows_affected())
+    }
+
     /// Everybody who was enrolled, in the order of their names, from behind `after` on.
     pub async fn members(&self, after: &str, most: i64) -> Result<Vec<MemberRow>, StoreError> {
         let select = format!("SELECT {MEMBER} FROM members WHERE name > $1 ORDER BY name LIMIT $2");

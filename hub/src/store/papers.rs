@@ -206,7 +206,8 @@ impl Writing<'_> {
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
 
-    /// A later denial counts beside an earlier one of the same name; nothing makes one weaker.
+    /// A later denial counts beside an earlier one of the same name; nothing makes one weaker. Whoever had joined by then is no member any more,
+    /// also where only a relay still knows of it; who joined under the same name since then is another.
     pub async fn deny(&mut self, denial: &Denial, now_ms: i64, why: &str) -> Result<(), StoreError> {
         let upsert = "INSERT INTO denied (name, issued_before_ms, until_ms, at_ms, why) VALUES ($1, $2, $3, $4, $5) \
              ON CONFLICT (name) DO UPDATE SET \
@@ -221,6 +222,8 @@ impl Writing<'_> {
             .bind(why)
             .execute(&mut *self.transaction)
             .await?;
+        let members = "UPDATE members SET denied_ms = $2 WHERE name = $1 AND denied_ms IS NULL AND joined_ms <= $3";
+        sqlx::query(members).bind(denial.name.clone()).bind(now_ms).bind(denial.issued_before_ms).execute(&mut *self.transaction).await?;
         Ok(())
     }
 
