@@ -46,7 +46,7 @@ use crate::{
     time::Watch,
 };
 
-const POST_EVERY: Duration = Duration::from_secs(60);
+const POST_EVERY: Duration = Duration::from_secs(120);
 const BYTES_MAX: u64 = 64 << 20;
 /// Nobody is switched on again sooner.
 pub const POWER_IS_OFF: Duration = Duration::from_secs(60);

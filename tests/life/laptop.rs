@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// A batch each so often, a half more or less.
-const BATCH_EVERY: Duration = Duration::from_secs(180);
+const BATCH_EVERY: Duration = Duration::from_secs(120);
 
 /// A person's computer, running or not.
 pub struct Laptop {

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use crate::{
     Branch, ISSUING, LIVES, STEP_EVERY, World,
     hub::Issued,
-    time::{HOUR, MINUTE, in_virtual_time},
+    time::{DAY, MINUTE, in_virtual_time},
 };
 
 /// Minutes between two outages of a node, and of an outage: a node is down for a third of the time. The longest is longer than any leaf's life.
@@ -22,7 +22,7 @@ fn the_same_with_a_third_of_all_nodes_down_and_returning_loses_nothing() {
         let mut outages = Outages::new(&mut world);
         let (mut approved, mut next_step) = (0, STEP_EVERY);
         while !world.has_rotated_enough().await {
-            assert!(time.passed() < 72 * HOUR, "{}", world.so_far().await);
+            assert!(time.passed() < DAY, "{}", world.so_far().await);
             sleep(MINUTE).await;
             outages.go_on(&mut world, time.passed()).await;
             approved += world.hub.approve_those_who_wait().await;

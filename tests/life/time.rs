@@ -24,6 +24,8 @@ use tokio::{runtime::Builder, time::Instant};
 pub const BEGIN_MS: i64 = 1_795_424_402_000;
 pub const MINUTE: Duration = Duration::from_secs(60);
 pub const HOUR: Duration = Duration::from_secs(3_600);
+/// No world of these lives longer.
+pub const DAY: Duration = Duration::from_secs(24 * 3_600);
 const TASKS: &str = "/proc/self/task";
 /// To wake a thread takes longer, so in less than this none was given anything to do: most often a timer was only looked at.
 const WAKING_NS: u64 = 1_000;
