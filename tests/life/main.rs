@@ -34,6 +34,10 @@ const WEATHER: Weather = Weather { lost_per_mille: 10, delay_ms: (5, 40) };
 /// Leaves of each member.
 const ROTATIONS: i64 = 100;
 const ISSUING: u32 = 5;
+/// Batches that an agent may hold: one comes every two minutes, and relays post as often.
+const WAITING_MAX: u64 = 12;
+/// Tries to take the steps of one rotation.
+const TRIES_MAX: u32 = 30;
 const STEP_EVERY: Duration = Duration::from_secs(240);
 
 #[test]
@@ -44,6 +48,7 @@ fn a_hundred_leaves_each_five_issuing_cas_and_a_root_are_rotated_under_load_and_
         while !world.has_rotated_enough().await {
             assert!(time.passed() < DAY, "{}", world.so_far().await);
             world.nobody_was_turned_away();
+            world.nothing_waits_long().await;
             sleep(STEP_EVERY).await;
             world.rotate().await;
         }
@@ -75,6 +80,7 @@ struct World {
     clocks: Clocks,
     chance: Chance,
     next_rotation: u32,
+    tries: u32,
 }
 
 #[derive(Default)]
@@ -106,7 +112,7 @@ impl World {
         let hub = Hub::open(right.clone(), lives, &network).await;
         let keepers = Keepers::start(Arc::new(right)).unwrap();
         let (offices, laptops, clocks) = (Vec::new(), Vec::new(), Clocks::default());
-        let mut world = World { hub, network, keepers, offices, laptops, clocks, chance, next_rotation: 0 };
+        let mut world = World { hub, network, keepers, offices, laptops, clocks, chance, next_rotation: 0, tries: 0 };
         for (block, branch) in (1..).zip(branches) {
             world.join(time, block, branch).await;
         }
@@ -161,8 +167,10 @@ impl World {
         }
         let kind = if self.next_rotation == 2 { Kind::Root } else { Kind::Issuing };
         self.hub.rotate(kind, &self.bundles()).await;
+        self.tries += 1;
+        assert!(self.tries < TRIES_MAX, "a rotation stands still: {}", self.so_far().await);
         if !is_first_step && !self.hub.is_rotating() {
-            self.next_rotation += 1;
+            (self.next_rotation, self.tries) = (self.next_rotation + 1, 0);
         }
     }
 
@@ -209,6 +217,14 @@ impl World {
         assert_eq!(self.hub.ledger().refused, [] as [String; 0]);
         for laptop in &self.laptops {
             assert_eq!(laptop.notes.lock().unwrap().about_certificates(), [] as [String; 0], "{}", laptop.name);
+        }
+    }
+
+    /// Whatever was kept is at the hub, and known to be, within minutes.
+    async fn nothing_waits_long(&self) {
+        for laptop in &self.laptops {
+            let (waits, fault) = (laptop.waiting().await, laptop.notes.lock().unwrap().faults.last().cloned());
+            assert!(waits < WAITING_MAX, "{waits} batches of {} wait: {fault:?}", laptop.name);
         }
     }
 
