@@ -1,7 +1,8 @@
 //! Blocking: `muster-certs renew`: new certificates and keys in place of those in a folder, of the same names.
 //!
-//! The new pair is written beside the old one, read back and checked; then the key, then the certificate takes the old one's place. A crash
-//! between the two leaves a pair that doesn't fit, which no program takes: the next `renew` puts the certificate in its place.
+//! The new pair is listed as one that lies beside the old one, written there, read back and checked; then the key, then the certificate takes the
+//! old one's place; then it is listed as the one in use. So whatever is in use is in the CA's list at any moment, with what may be. A crash between
+//! key and certificate leaves a pair that doesn't fit, which no program takes: the next `renew` puts the certificate in its place.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -36,8 +37,9 @@ pub(crate) fn renew(ca: &Ca, folder: &Path, notes: &mut dyn Write) -> Result<Iss
     }
     let mut renewed = Vec::with_capacity(pairs.len());
     for (pairs, names) in pairs.chunks(AT_ONCE).zip(old.chunks(AT_ONCE)) {
-        for (pair, signed) in pairs.iter().zip(ca.reissue(names)?) {
-            let leaf = pair.replace(ca, &signed)?;
+        let new = ca.reissue(names)?;
+        for (pair, signed) in pairs.iter().zip(&new) {
+            let leaf = pair.replace(ca, signed)?;
             writeln!(notes, "renewed {} (valid until {})", pair.certificate.display(), utc_text(leaf.not_after_ms))?;
             renewed.push(IssuedOne {
                 device: leaf.identity.name.device().map(|device| device_text(&device)),
@@ -47,6 +49,7 @@ pub(crate) fn renew(ca: &Ca, folder: &Path, notes: &mut dyn Write) -> Result<Iss
                 not_after_ms: leaf.not_after_ms,
             });
         }
+        ca.replaced(&new)?;
     }
     put_roots(ca, &folder.join(ROOTS), notes)?;
     Ok(Issued { certificates: renewed })
