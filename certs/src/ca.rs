@@ -16,7 +16,7 @@
 //! `rotation.json` is the one file that says what is in force; its write is the moment at which a rotation goes on. `roots.pem` and the keys in
 //! `issuing/` follow it, after a crash at the next command of `muster-certs rotate`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -348,7 +348,7 @@ impl Ca {
             let entry = Issued { device, site, person: person.clone(), name: name.clone(), not_after_ms: signed.not_after_ms };
             made.push(IssuedAgent { entry, signed });
         }
-        self.list(made.iter().map(|agent| &agent.signed), now_ms)?;
+        self.list(made.iter().map(|agent| &agent.signed), now_ms, false)?;
         let entries: Vec<Issued> = made.iter().map(|agent| agent.entry.clone()).collect();
         issued::append(&self.issued_path(), &entries)?;
         Ok(made)
@@ -359,29 +359,43 @@ impl Ca {
         self.issue_name(Name::Control { n })
     }
 
-    /// New certificates, with new keys, for those who already have one of this CA's. Refused if one of them was revoked.
+    /// New certificates, with new keys, for those who already have one of this CA's, to be laid beside those. They are listed as such before this
+    /// returns; [`replaced`](Ca::replaced) says that they are in their places. Refused if one of them was revoked.
     pub fn reissue(&self, names: &[Name]) -> Result<Vec<Signed>, CaError> {
         let now_ms = self.now_ms()?;
         let revoked: BTreeMap<String, i64> =
             ledger::revoked(&self.revoked_path())?.into_iter().map(|revoked| (revoked.name, revoked.at_ms)).collect();
-        let lines: BTreeMap<[u8; 16], Issued> = self.devices()?.into_iter().map(|line| (line.device, line)).collect();
-        let (mut signed, mut devices) = (Vec::with_capacity(names.len()), Vec::new());
+        let mut signed = Vec::with_capacity(names.len());
         for name in names {
             if let Some(at_ms) = revoked.get(&name.to_string()) {
                 return Err(CaError::Revoked { name: name.clone(), at_ms: *at_ms });
             }
-            let new = self.issue(name.clone(), now_ms)?;
+            signed.push(self.issue(name.clone(), now_ms)?);
+        }
+        self.list(signed.iter(), now_ms, true)?;
+        Ok(signed)
+    }
+
+    /// Those that [`reissue`](Ca::reissue) gave are in use, and what they replaced isn't any more.
+    pub fn replaced(&self, signed: &[Signed]) -> Result<(), CaError> {
+        let lines: BTreeMap<[u8; 16], Issued> = self.devices()?.into_iter().map(|line| (line.device, line)).collect();
+        let (mut devices, mut serials) = (Vec::new(), BTreeSet::new());
+        for new in signed {
+            let leaf = read_leaf(new.leaf()).map_err(CaError::Leaf)?;
             // A device's line says until when its certificate lasts.
-            if let Some(line) = name.device().and_then(|device| lines.get(&device)) {
+            if let Some(line) = leaf.identity.name.device().and_then(|device| lines.get(&device)) {
                 devices.push(Issued { not_after_ms: new.not_after_ms, ..line.clone() });
             }
-            signed.push(new);
+            serials.insert(leaf.serial);
         }
-        self.list(signed.iter(), now_ms)?;
+        let beside =
+            ledger::certificates(&self.certificates_path())?.into_iter().filter(|line| line.beside && serials.contains(&line.serial));
+        let in_place: Vec<Certificate> = beside.map(|line| Certificate { beside: false, ..line }).collect();
+        ledger::append_certificates(&self.certificates_path(), &in_place)?;
         if !devices.is_empty() {
             issued::append(&self.issued_path(), &devices)?;
         }
-        Ok(signed)
+        Ok(())
     }
 
     /// Refuses what isn't a certificate of this CA, whatever the time: its chain must lead to one of its roots, now or earlier.
@@ -430,12 +444,16 @@ impl Ca {
             let not_after_ms = Some(line.not_after_ms);
             Holder { name, bundle: None, issuer_key: None, serial: None, not_after_ms, enrolled: false, denied }
         };
-        let certificate = |line: &Certificate| {
+        let certificate = |line: &&Certificate| {
             let denied = revoked.get(&line.name).is_some_and(|before_ms| line.issued_ms <= *before_ms);
             line.holder().map(|holder| Holder { denied, ..holder })
         };
         let certificates = ledger::certificates(&self.certificates_path())?;
-        Ok(devices.into_iter().map(device).chain(certificates.iter().filter_map(certificate)).collect())
+        let in_use = ledger::in_use(&certificates);
+        let devices = devices.into_iter().map(device).map(|holder| (holder.name.to_string(), vec![holder]));
+        let certificates = in_use.iter().map(|(name, lines)| ((*name).to_owned(), lines.iter().filter_map(certificate).collect()));
+        let all: BTreeMap<String, Vec<Holder>> = devices.chain(certificates).collect();
+        Ok(all.into_values().flatten().collect())
     }
 
     /// The lines of `issued.jsonl`, none before the first agent.
@@ -457,7 +475,7 @@ impl Ca {
     fn issue_name(&self, name: Name) -> Result<Signed, CaError> {
         let now_ms = self.now_ms()?;
         let signed = self.issue(name, now_ms)?;
-        self.list([&signed].into_iter(), now_ms)?;
+        self.list([&signed].into_iter(), now_ms, false)?;
         Ok(signed)
     }
 
@@ -477,7 +495,7 @@ impl Ca {
     }
 
     /// Before certificates are given out: what isn't listed would be forgotten at a rotation.
-    fn list<'a>(&self, signed: impl Iterator<Item = &'a Signed>, now_ms: i64) -> Result<(), CaError> {
+    fn list<'a>(&self, signed: impl Iterator<Item = &'a Signed>, now_ms: i64, beside: bool) -> Result<(), CaError> {
         let mut lines = Vec::new();
         for signed in signed {
             let leaf = read_leaf(signed.leaf()).map_err(CaError::Leaf)?;
@@ -488,6 +506,7 @@ impl Ca {
                 bundle_version: self.state.bundle,
                 issued_ms: now_ms,
                 not_after_ms: leaf.not_after_ms,
+                beside,
             });
         }
         Ok(ledger::append_certificates(&self.certificates_path(), &lines)?)

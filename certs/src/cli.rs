@@ -209,17 +209,15 @@ fn init(dir: &Path, domain: &str, notes: &mut dyn Write) -> Result<Made> {
 
 fn list(ca: &Ca, all: bool) -> Result<answer::List> {
     let revoked = muster_certs::ledger::revoked(&ca.revoked_path())?;
+    let lines = muster_certs::ledger::certificates(&ca.certificates_path())?;
+    // One that was renewed is listed twice: as what lay beside the old one, and as what took its place.
+    let once: std::collections::BTreeMap<(&str, &str), _> = lines.iter().map(|line| ((&*line.name, &*line.serial), line)).collect();
+    let shown =
+        if all { once.into_values().collect() } else { muster_certs::ledger::in_use(&lines).into_values().flatten().collect::<Vec<_>>() };
     let mut listed = Vec::new();
-    for line in muster_certs::ledger::certificates(&ca.certificates_path())? {
+    for line in shown.into_iter().cloned() {
         let counts_no_more = revoked.iter().any(|it| it.name == line.name && line.issued_ms <= it.issued_before_ms);
         listed.push(Listed { revoked: counts_no_more, certificate: line });
-    }
-    if !all {
-        let mut last = std::collections::BTreeMap::new();
-        for line in listed {
-            last.insert(line.certificate.name.clone(), line);
-        }
-        listed = last.into_values().collect();
     }
     listed.sort_by(|a, b| (a.certificate.not_after_ms, &a.certificate.name).cmp(&(b.certificate.not_after_ms, &b.certificate.name)));
     Ok(answer::List { certificates: listed })
@@ -451,6 +449,61 @@ mod tests {
         files::write_secret(&dir.join("n/hub.key.new"), before[1].as_bytes()).unwrap();
         muster_certs(dir, "renew @/n").unwrap();
         muster_certs(dir, "verify @/n/hub.pem --key @/n/hub.key").unwrap();
+    }
+
+    #[test]
+    fn a_renewal_that_stops_anywhere_leaves_whatever_may_be_in_use_in_the_list() {
+        let temp = with_ca();
+        let dir = temp.path();
+        for line in ["issue hub --id hub-1 --out @/n", "issue control --out @/n"] {
+            muster_certs(dir, line).unwrap();
+        }
+        let serials = |verb: &str| -> Vec<String> {
+            let list: serde_json::Value = serde_json::from_str(&muster_certs(dir, verb).unwrap()).unwrap();
+            list["certificates"].as_array().unwrap().iter().map(|one| one["serial"].as_str().unwrap().to_owned()).collect()
+        };
+        let in_place = || {
+            ["hub", "control"].map(|name| {
+                let pem = std::fs::read_to_string(dir.join(format!("n/{name}.pem"))).unwrap();
+                read_leaf(&certificates("certificate", &pem, 4).unwrap()[0]).unwrap().serial
+            })
+        };
+        let is_listed = |what: &str| {
+            let listed = serials("list --json");
+            assert!(in_place().iter().all(|serial| listed.contains(serial)), "{what}: what is in use isn't in the list");
+            listed.len()
+        };
+        assert_eq!(is_listed("at first"), 2);
+        let ca = Ca::open(&dir.join("ca")).unwrap();
+        ca.reissue(&["hub/hub-1".parse().unwrap(), "control/1".parse().unwrap()]).unwrap();
+        assert_eq!(is_listed("before any is in its place"), 4);
+        for (lines, listed) in [(0, 6), (1, 8)] {
+            let before = in_place();
+            assert!(renew::renew(&ca, &dir.join("n"), &mut Stops(lines)).is_err());
+            let placed = in_place().iter().zip(&before).filter(|(now, before)| now != before).count();
+            assert_eq!((placed, is_listed("in the midst")), (lines + 1, listed));
+        }
+        muster_certs(dir, "renew @/n").unwrap();
+        assert_eq!(is_listed("at last"), 2);
+        let all = serials("list --all --json");
+        assert_eq!(all.len(), 10, "each once: {all:?}");
+    }
+
+    /// Takes so many lines, and stops whoever writes the next one.
+    struct Stops(usize);
+
+    impl Write for Stops {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.0 == 0 {
+                return Err(std::io::Error::other("stopped"));
+            }
+            self.0 -= usize::from(bytes.ends_with(b"\n"));
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 
     #[test]

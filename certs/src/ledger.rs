@@ -36,6 +36,9 @@ pub struct Certificate {
     pub issued_ms: i64,
     /// Its end, milliseconds UTC.
     pub not_after_ms: i64,
+    /// It lies beside the one in use, whose place it is about to take: until it is listed again without this, either may be in use.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside: bool,
 }
 
 /// Somebody whose certificates count no more.
@@ -101,6 +104,19 @@ pub fn certificates(path: &Path) -> Result<Vec<Certificate>, LedgerError> {
         check_name(&line.name)?;
         Ok(line)
     })
+}
+
+/// Of each name the certificates that may be in use: the last one listed, and those beside it since.
+pub fn in_use(certificates: &[Certificate]) -> BTreeMap<&str, Vec<&Certificate>> {
+    let mut in_use: BTreeMap<&str, Vec<&Certificate>> = BTreeMap::new();
+    for certificate in certificates {
+        let of_name = in_use.entry(&certificate.name).or_default();
+        if !certificate.beside {
+            of_name.clear();
+        }
+        of_name.push(certificate);
+    }
+    in_use
 }
 
 /// Adds certificates; all are on the disk when this returns.
@@ -176,6 +192,7 @@ mod tests {
             bundle_version: 1,
             issued_ms: 1_800_000_000_000,
             not_after_ms: 1_807_776_000_000,
+            beside: false,
         }
     }
 
@@ -183,9 +200,24 @@ mod tests {
     fn the_formats_are_the_golden_ones() {
         let golden = r#"{"name":"hub/hub-1","serial":"5d","issuer_key":"0a1b","bundle_version":1,"issued_ms":1800000000000,"not_after_ms":1807776000000}"#;
         assert_eq!(serde_json::to_string(&certificate("hub/hub-1")).unwrap(), golden);
+        let beside = Certificate { beside: true, ..certificate("hub/hub-1") };
+        assert_eq!(serde_json::to_string(&beside).unwrap(), golden.replace('}', r#","beside":true}"#));
         let revoked = Revoked { name: "hub/hub-1".into(), issued_before_ms: 1, at_ms: 2, why: "stolen".into() };
         let golden = r#"{"name":"hub/hub-1","issued_before_ms":1,"at_ms":2,"why":"stolen"}"#;
         assert_eq!(serde_json::to_string(&revoked).unwrap(), golden);
+    }
+
+    #[test]
+    fn what_lies_beside_counts_with_what_it_is_to_replace_until_it_has() {
+        let of = |serial: &str, beside: bool| Certificate { serial: serial.into(), beside, ..certificate("hub/hub-1") };
+        let serials = |lines: &[Certificate]| -> Vec<String> { in_use(lines).values().flatten().map(|line| line.serial.clone()).collect() };
+        let lines = [of("1", false), of("2", true), of("3", true), of("3", false), of("4", true)];
+        assert_eq!(serials(&lines[..1]), ["1"]);
+        assert_eq!(serials(&lines[..2]), ["1", "2"]);
+        // The second try of a renewal that stopped.
+        assert_eq!(serials(&lines[..3]), ["1", "2", "3"]);
+        assert_eq!(serials(&lines[..4]), ["3"]);
+        assert_eq!(serials(&lines), ["3", "4"]);
     }
 
     #[test]

@@ -173,13 +173,16 @@ impl Report {
     }
 }
 
-/// Everybody, once: what the hub reports goes before what lies in the CA's own list, where the last certificate of a name counts.
+/// Everybody by name: what the hub reports goes before what lies in the CA's own list, where a name may stand with each certificate that it may use.
 pub fn everybody(reported: Vec<Holder>, listed: Vec<Holder>) -> Vec<Holder> {
-    let mut all: BTreeMap<String, Holder> = BTreeMap::new();
-    for holder in listed.into_iter().chain(reported) {
-        all.insert(holder.name.to_string(), holder);
+    let mut all: BTreeMap<String, Vec<Holder>> = BTreeMap::new();
+    for holder in listed {
+        all.entry(holder.name.to_string()).or_default().push(holder);
     }
-    all.into_values().collect()
+    for holder in reported {
+        all.insert(holder.name.to_string(), vec![holder]);
+    }
+    all.into_values().flatten().collect()
 }
 
 /// Whether somebody holds roots at all: a control certificate only signs.
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_report_goes_before_the_list_and_the_last_certificate_of_a_name_counts() {
+    fn the_report_goes_before_the_list() {
         let holder = |end_ms: i64, enrolled: bool| Holder {
             name: "hub/hub-1".parse().unwrap(),
             bundle: None,
@@ -281,7 +284,7 @@ mod tests {
             denied: false,
         };
         let ends = |reported, listed| everybody(reported, listed).iter().map(|one| one.not_after_ms).collect::<Vec<_>>();
-        assert_eq!(ends(vec![], vec![holder(2, false), holder(1, false)]), [Some(1)]);
+        assert_eq!(ends(vec![], vec![holder(2, false), holder(1, false)]), [Some(2), Some(1)]);
         assert_eq!(ends(vec![holder(3, true)], vec![holder(2, false), holder(1, false)]), [Some(3)]);
     }
 }

@@ -1,7 +1,8 @@
 //! Blocking: a certificate and its key in two files, and a new pair in their place.
 //!
-//! The new pair is written beside the old one, read back and checked; then the key, then the certificate takes the old one's place. A crash
-//! between the two leaves a pair that doesn't fit, which no program takes: the next renewal puts the certificate in its place.
+//! The new pair is listed as one that lies beside the old one, written there, read back and checked; then the key, then the certificate takes the
+//! old one's place; then it is listed as the one in use. So whatever is in use is in the CA's list at any moment, with what may be. A crash between
+//! key and certificate leaves a pair that doesn't fit, which no program takes: the next renewal puts the certificate in its place.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -31,9 +31,9 @@ impl OwnLeaf {
             let lies_there = self.pair.open(&ca)?;
             // Somebody may have put another there by hand.
             if is_due(&lies_there, &ca, now_ms) {
-                for signed in ca.reissue(&[lies_there.identity.name]).map_err(|why| self.of_ca(why))? {
-                    self.pair.replace(&ca, &signed)?;
-                }
+                let new = ca.reissue(&[lies_there.identity.name]).map_err(|why| self.of_ca(why))?;
+                new.iter().try_for_each(|signed| self.pair.replace(&ca, signed).map(drop))?;
+                ca.replaced(&new).map_err(|why| self.of_ca(why))?;
                 tracing::info!("the hub's own certificate was renewed");
             }
             self.take()?;

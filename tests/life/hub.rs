@@ -229,6 +229,7 @@ impl Hub {
     fn follow(&self, ca: &Ca) {
         let own = ca.reissue(&[self.name()]).unwrap();
         self.keys.replace_pem(&own[0].pem, &own[0].key_pem, ca.roots_pem()).unwrap();
+        ca.replaced(&own).unwrap();
         let mut leads = self.leads.lock().unwrap();
         let version = leads.bundle.version.n + 1;
         *leads = Leads::read(&self.folder_of_ca(), &self.clock, &self.store, &self.seal, self.lives, &self.control_pem, version);

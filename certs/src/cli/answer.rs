@@ -211,7 +211,8 @@ impl Answer for List {
     fn text(&self, out: &mut dyn Write) -> Result<()> {
         for Listed { certificate, revoked } in &self.certificates {
             let revoked = if *revoked { "  revoked" } else { "" };
-            writeln!(out, "{}  {}{revoked}", utc_text(certificate.not_after_ms), certificate.name)?;
+            let beside = if certificate.beside { "  lies beside the one in use" } else { "" };
+            writeln!(out, "{}  {}{beside}{revoked}", utc_text(certificate.not_after_ms), certificate.name)?;
         }
         Ok(())
     }
@@ -413,6 +414,7 @@ mod tests {
             bundle_version: 1,
             issued_ms: 1,
             not_after_ms: 2,
+            beside: false,
         };
         is(
             &List { certificates: vec![Listed { certificate, revoked: true }] },

@@ -27,8 +27,9 @@ pub(crate) fn renew(ca: &Ca, folder: &Path, notes: &mut dyn Write) -> Result<Iss
     }
     let mut renewed = Vec::with_capacity(pairs.len());
     for (pairs, names) in pairs.chunks(AT_ONCE).zip(old.chunks(AT_ONCE)) {
-        for (pair, signed) in pairs.iter().zip(ca.reissue(names)?) {
-            let leaf = pair.replace(ca, &signed)?;
+        let new = ca.reissue(names)?;
+        for (pair, signed) in pairs.iter().zip(&new) {
+            let leaf = pair.replace(ca, signed)?;
             writeln!(notes, "renewed {} (valid until {})", pair.certificate.display(), utc_text(leaf.not_after_ms))?;
             renewed.push(IssuedOne {
                 device: leaf.identity.name.device().map(|device| device_text(&device)),
@@ -38,6 +39,7 @@ pub(crate) fn renew(ca: &Ca, folder: &Path, notes: &mut dyn Write) -> Result<Iss
                 not_after_ms: leaf.not_after_ms,
             });
         }
+        ca.replaced(&new)?;
     }
     let roots = folder.join(ROOTS);
     match put_roots(ca, &roots)? {
