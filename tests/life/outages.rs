@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::{
-    Branch, ISSUING, LIVES, STEP_EVERY, World,
+    Branch, ISSUING, LIVES, ROTATIONS, STEP_EVERY, World,
     hub::Issued,
     time::{DAY, MINUTE, in_virtual_time},
 };
@@ -20,8 +20,9 @@ fn the_same_with_a_third_of_all_nodes_down_and_returning_loses_nothing() {
         let mut world = World::new(&time, 2, LIVES, &[Branch::new("oslo", 2, 4)]).await;
         world.start_all();
         let mut outages = Outages::new(&mut world);
+        let rotations = if std::env::var("MUSTER_TEST").is_ok_and(|how| how == "long") { ROTATIONS } else { ROTATIONS / 2 };
         let (mut approved, mut next_step) = (0, STEP_EVERY);
-        while !world.has_rotated_enough().await {
+        while !world.has_rotated_enough(rotations).await {
             assert!(time.passed() < DAY, "{}", world.so_far().await);
             sleep(MINUTE).await;
             outages.go_on(&mut world, time.passed()).await;
