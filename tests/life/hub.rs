@@ -15,7 +15,7 @@ use muster_certs::{
     issue_control,
     leaf::issuer_key,
     material::certificates,
-    rotation::{Kind, RotationError},
+    rotation::{Kind, Phase, RotationError},
     server_config, stranger_config,
 };
 use muster_hub::{
@@ -219,6 +219,18 @@ impl Hub {
         }
         self.follow(&ca);
         true
+    }
+
+    /// Who holds a certificate of another CA than the one that issues now.
+    pub async fn not_moved(&self) -> Vec<String> {
+        let report = self.report(&BTreeMap::new()).await;
+        let moved = |member: &Member| member.issuer_key == report.signer_key;
+        report.members.iter().filter(|member| !moved(member)).map(|member| member.name.clone()).collect()
+    }
+
+    /// The new issuing CA issues, and the old one isn't retired.
+    pub fn has_switched(&self) -> bool {
+        self.ca.lock().unwrap().state().turn.as_ref().is_some_and(|turn| turn.phase == Phase::Switched)
     }
 
     pub fn is_rotating(&self) -> bool {
