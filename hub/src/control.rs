@@ -291,11 +291,11 @@ impl Control {
         let newest = self.newest.load();
         let age_s = |made_ms: i64| now_ms.saturating_sub(made_ms).max(0) as f64 / 1_000.0;
         if let Ok(bundle) = Bundle::read(&newest.bundle.body) {
-            metrics::gauge!("muster_bundle_version").set(f64::from(newest.bundle.version.n));
+            metrics::gauge!("muster_bundle_version").set(newest.bundle.version.number() as f64);
             metrics::gauge!("muster_bundle_age_seconds").set(age_s(bundle.made_ms));
         }
         if let Some((paper, list)) = newest.deny.as_ref().and_then(|paper| Some((paper, DenyList::read(&paper.body).ok()?))) {
-            metrics::gauge!("muster_deny_list_version").set(f64::from(paper.version.n));
+            metrics::gauge!("muster_deny_list_version").set(paper.version.number() as f64);
             metrics::gauge!("muster_deny_list_age_seconds").set(age_s(list.made_ms));
         }
         for (kind, name) in LAGGING {

@@ -95,11 +95,19 @@ fn hex16(text: &str) -> Option<[u8; 16]> {
     Some(id)
 }
 
-/// The version of a policy, a notice, an erasure, a deny list or a bundle. A restored hub takes a new epoch; `n` goes on rising.
+/// The version of a policy, a notice, an erasure, a deny list or a bundle. A restored hub takes a new epoch, which
+/// is above any `n` of the one before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
 pub struct Version {
     pub epoch: u32,
     pub n: u32,
+}
+
+impl Version {
+    /// As one number that sorts as the version does, up to an epoch of 2^31: for a column, and for monitoring.
+    pub fn number(self) -> i64 {
+        (i64::from(self.epoch) << 32) | i64::from(self.n)
+    }
 }
 
 impl fmt::Display for Version {

@@ -251,11 +251,11 @@ impl Papers {
         let shown = |kind: SignedKind| inner.newest_of(kind.as_u8()).and_then(|(version, bytes)| Some((version, made_ms(kind, &bytes)?)));
         let age_s = |made_ms: i64| now_ms.saturating_sub(made_ms).max(0) as f64 / 1_000.0;
         if let Some((version, made_ms)) = shown(SignedKind::Bundle) {
-            metrics::gauge!("muster_bundle_version").set(f64::from(version.n));
+            metrics::gauge!("muster_bundle_version").set(version.number() as f64);
             metrics::gauge!("muster_bundle_age_seconds").set(age_s(made_ms));
         }
         if let Some((version, made_ms)) = shown(SignedKind::Deny) {
-            metrics::gauge!("muster_deny_list_version").set(f64::from(version.n));
+            metrics::gauge!("muster_deny_list_version").set(version.number() as f64);
             metrics::gauge!("muster_deny_list_age_seconds").set(age_s(made_ms));
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use muster_mesh::{
     batch::{Batch, FLAG_TEST_MODE, VERSION},
-    ids::{BootId, DeviceId, InstanceId, Lane, SpoolId, Version},
+    ids::{BootId, DeviceId, InstanceId, Lane, SpoolId},
     link::hub_ranges::SpoolRow,
     message::{Ask, QueueState, Reason, Verdict},
     record::{Focus, Kind, Record},
@@ -306,7 +306,7 @@ impl Writing<'_> {
         let context = |new: &NewBatch<'_>| {
             let Batch { head, policy, notice, erasure, test_mode, .. } = new.batch;
             let flags = if *test_mode { FLAG_TEST_MODE } else { 0 };
-            let versions = [policy, notice, erasure].map(|version| int(version_number(*version)));
+            let versions = [policy, notice, erasure].map(|version| int(version.number()));
             let mut key = vec![blob(&head.boot.0), int(zones[head.zone.as_str()]), int(i64::from(head.offset_s))];
             key.extend(versions);
             key.extend([int(i64::from(flags)), int(i64::from(VERSION))]);
@@ -470,11 +470,6 @@ fn without_title(record: &Record) -> Option<Record> {
         }
         _ => None,
     }
-}
-
-/// A version as one number that sorts as the version does, up to an epoch of 2^31.
-pub fn version_number(version: Version) -> i64 {
-    (i64::from(version.epoch) << 32) | i64::from(version.n)
 }
 
 pub fn verdict_number(verdict: Verdict) -> i64 {
