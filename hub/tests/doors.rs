@@ -169,7 +169,7 @@ async fn metrics_are_named_as_the_field_names_them_and_name_nobody() {
     for line in metrics.lines().filter(|line| line.starts_with("muster_hub_")) {
         let labels = line.split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap());
         for label in labels.split(',').filter_map(|label| label.split_once('=')) {
-            assert!(["lane", "reason", "standing", "wish", "outcome", "le"].contains(&label.0), "{line}");
+            assert!(["lane", "reason", "standing", "kind", "wish", "outcome", "le"].contains(&label.0), "{line}");
             assert!(!label.1.bytes().filter(u8::is_ascii_hexdigit).count().ge(&32), "{line}");
         }
     }
