@@ -12,6 +12,7 @@ use muster_mesh::{
     doors,
     join::{JoinToken, Kind},
     member::{Home, Member},
+    papers::Papers,
     quic::{Kernel, Network, ask_at_door},
     state_dir::StateDir,
 };
@@ -87,6 +88,8 @@ pub struct ThroughRelay {
     pub linked: watch::Receiver<Link>,
     pub home: Home,
     pub keys: Arc<Keys>,
+    /// Where the doors are now.
+    pub papers: Arc<Papers>,
     /// To the doors.
     pub network: Arc<dyn Network>,
 }
@@ -98,7 +101,7 @@ impl Way for ThroughRelay {
         }
         let (network, time) = (&self.network, self.keys.time());
         let door = |address: &str, name: &Name, trusted: &Trusted| Ok(AtDoor::new(network.clone(), address, name, trusted, time.clone()));
-        doors::ask(&self.home, &self.keys, ask, door).await
+        doors::ask(&self.home, &self.keys, &self.papers.relay_list(), ask, door).await
     }
 }
 

@@ -292,7 +292,7 @@ impl Keeper {
         self.ask(Request::Dialling).await
     }
 
-    /// The relay with this place in the configuration says welcome. The answer comes when the connection can't go on.
+    /// The relay with this number of its own says welcome. The answer comes when the connection can't go on.
     pub fn welcome(&self, relay: usize, welcome: Welcome) -> Result<oneshot::Receiver<Fault>, Unkept> {
         let (fault, faulty) = oneshot::channel();
         self.send(Request::Welcome(relay, Box::new(welcome), fault))?;

@@ -16,6 +16,7 @@ pub mod network;
 pub mod news;
 pub mod power;
 pub mod redact;
+pub mod relays;
 pub mod run;
 pub mod shots;
 pub mod spool;

@@ -95,7 +95,7 @@ impl News for Newest {
     fn signed(&self, signed: Signed, bytes: &Bytes) {
         match SignedKind::from_u8(signed.kind) {
             Some(SignedKind::Policy) => self.policy(&signed, bytes),
-            // A notice's text is made here from the policy; the others are for relays, or for a newer program.
+            // A notice's text is made here from the policy; the others come into force before, or are for a newer program.
             Some(SignedKind::Notice | SignedKind::Ack | SignedKind::Deny | SignedKind::Bundle | SignedKind::Relays) | None => {}
         }
     }

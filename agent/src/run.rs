@@ -71,6 +71,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let Who { keys, device, relays, enrolled } = Who::find(&config, state.path(), clock.now().wall_ms)?;
     let (membership, standing) = watch::channel(enrolled.as_ref().map_or(Membership::OF_FILES, Enrolled::membership));
     let status = Status::install();
+    let site = keys.identity().name.site().unwrap_or_default().to_owned();
     let papers = Arc::new(Papers::open(state.path(), keys.clone(), clock.now().wall_ms));
 
     let diary = diary(&state, &clock)?;
@@ -79,7 +80,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let Observing { collector, batches, in_force } = observe(&config, state.path(), clock.clone(), &papers)?;
     let (asker, collecting) = (collector.asker(), Collecting::new(collector, tokio::spawn(carry(batches, keeper.clone()))));
     let (link, linked) = watch::channel(Link::default());
-    let names = relays.iter().map(|relay| relay.name.clone()).collect();
     let wake = Arc::new(Notify::new());
     let (ask, asks) = mpsc::channel(ASKS_WAITING_MAX);
     let (heard, hearing) = watch::channel(in_force.borrow().clone());
@@ -103,9 +103,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         let renewing = Renewing {
             home: home.clone(),
             keys: keys.clone(),
-            papers,
+            papers: papers.clone(),
             clock: clock.clone(),
-            way: ThroughRelay { asks: ask, linked: linked.clone(), home, keys: keys.clone(), network: Arc::new(Kernel) },
+            way: ThroughRelay { asks: ask, linked: linked.clone(), home, keys: keys.clone(), papers, network: Arc::new(Kernel) },
             wake,
             version: VERSION,
             membership,
@@ -119,7 +119,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let answers = Answers {
         asker,
         clock,
-        whereabouts: Arc::new(Queue { keeper, linked, names, standing }),
+        whereabouts: Arc::new(Queue { keeper, linked, site, standing }),
         state: state.path().to_path_buf(),
         diary,
         collecting: collecting.clone(),
@@ -313,8 +313,8 @@ fn answer(answers: Answers, question: serde_json::Value) -> futures_util::future
 struct Queue {
     keeper: Keeper,
     linked: watch::Receiver<Link>,
-    /// Of the relays that are dialled.
-    names: Vec<Name>,
+    /// Where this computer belongs.
+    site: String,
     standing: watch::Receiver<Membership>,
 }
 
@@ -337,7 +337,8 @@ impl Whereabouts for Queue {
 
     fn connection(&self) -> String {
         let link = self.linked.borrow();
-        let said = match (link.relay.and_then(|relay| self.names.get(relay)), &link.fault) {
+        let said = match (link.relay.as_ref().map(|relay| &relay.name), &link.fault) {
+            (Some(Name::Relay { site, id }), _) if *site != self.site => format!("Connected as a guest to {site}'s relay {id}."),
             (Some(Name::Relay { id, .. }), _) => format!("Connected to your branch's relay {id}."),
             (Some(other), _) => format!("Connected to {other}."),
             (None, Some(fault)) => format!("Not connected to a relay ({fault}). What is collected waits here."),

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     enrolment::Asked,
     keeper::{Fault, Heard, Keeper, Unkept},
+    relays::{RelayAddress, Relays},
 };
 
 /// One attempt to reach one relay.
@@ -46,18 +47,11 @@ const RETRY_LONGEST: Duration = Duration::from_secs(60);
 const GOOD_AFTER: Duration = Duration::from_secs(60);
 /// What was collected last has this long to leave when the program stops.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// A guest looks whether its own relay is back after this, and up to as much again, so that a branch doesn't leave together.
+const GUEST_FOR: Duration = Duration::from_secs(10 * 60);
 /// The clocks are compared this often, to find out that the computer slept.
 const SLEEP_CHECK_EVERY: Duration = Duration::from_secs(5);
 const SLEEP_MS: u64 = 10_000;
-
-/// A relay of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RelayAddress {
-    /// `host:port`
-    pub address: String,
-    /// Who must answer there.
-    pub name: Name,
-}
 
 /// What the person's computer is doing, for presence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +87,8 @@ impl News for NoNews {
 /// How the uplink stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
-    /// Place of the connected relay in the configuration. None: not connected.
-    pub relay: Option<usize>,
+    /// The connected relay. None: not connected.
+    pub relay: Option<RelayAddress>,
     /// Since when it stands so, milliseconds UTC.
     pub since_ms: i64,
     /// What the last attempt came to nothing by.
@@ -106,8 +100,7 @@ pub struct Link {
 /// One agent's way to its branch.
 pub struct Uplink {
     pub client: Client,
-    /// Tried in this order.
-    pub relays: Vec<RelayAddress>,
+    pub relays: Relays,
     pub keeper: Keeper,
     pub doing: watch::Receiver<Doing>,
     pub news: Arc<dyn News>,
@@ -146,6 +139,8 @@ enum SessionEnd {
     Denied,
     #[error("the computer woke up")]
     Woken,
+    #[error("a guest looks whether its own relay is back")]
+    Home,
     #[error("the program stops")]
     Stopped,
 }
@@ -156,9 +151,12 @@ impl SessionEnd {
         match self {
             SessionEnd::Control(error) => error.close_code(),
             SessionEnd::Message(_) | SessionEnd::NotWelcome | SessionEnd::Fault(Fault::Relay) => Some(CloseCode::Message),
-            SessionEnd::NoWelcome | SessionEnd::Fault(Fault::Disk) | SessionEnd::Unkept(_) | SessionEnd::Woken | SessionEnd::Stopped => {
-                Some(CloseCode::Leaving)
-            }
+            SessionEnd::NoWelcome
+            | SessionEnd::Fault(Fault::Disk)
+            | SessionEnd::Unkept(_)
+            | SessionEnd::Woken
+            | SessionEnd::Home
+            | SessionEnd::Stopped => Some(CloseCode::Leaving),
             SessionEnd::Denied => Some(CloseCode::Denied),
             SessionEnd::Stream(_) => Some(CloseCode::Stream),
             SessionEnd::Connect(_) | SessionEnd::Closed(_) => None,
@@ -169,9 +167,9 @@ impl SessionEnd {
 impl Uplink {
     /// Connects and connects again until `stop`; then gives what was collected last a moment to leave.
     pub async fn run(self, stop: CancellationToken) {
-        let mut tries = Tries::default();
+        let (mut tries, mut met) = (Tries::default(), Met::default());
         while !stop.is_cancelled() {
-            let (best, end) = self.round(&stop).await;
+            let (best, end) = self.round(&mut met, &stop).await;
             if matches!(end, SessionEnd::Stopped) {
                 break;
             }
@@ -191,10 +189,10 @@ impl Uplink {
     }
 
     /// Tries each relay in order; the first that says welcome is stayed with. Returns how long it held, and why it is over.
-    async fn round(&self, stop: &CancellationToken) -> (Duration, SessionEnd) {
-        let mut last = SessionEnd::Connect(ConnectError::Address("no relay is configured".to_owned()));
-        for (place, relay) in self.relays.iter().enumerate() {
-            let session = stop.run_until_cancelled(self.arrive(place, relay)).await;
+    async fn round(&self, met: &mut Met, stop: &CancellationToken) -> (Duration, SessionEnd) {
+        let mut last = SessionEnd::Connect(ConnectError::Address("no relay is known".to_owned()));
+        for relay in self.relays.now(&self.papers) {
+            let session = stop.run_until_cancelled(self.arrive(met.place(&relay.name), &relay)).await;
             let (connection, welcomed) = match session {
                 None => return (Duration::ZERO, SessionEnd::Stopped),
                 Some(Ok(arrived)) => arrived,
@@ -207,7 +205,7 @@ impl Uplink {
             };
             let began = Instant::now();
             tracing::info!(relay = %relay.name, "connected");
-            self.tell(Some(place), None);
+            self.tell(Some(relay.clone()), None);
             let end = self.stay(&connection, welcomed, stop).await;
             self.keeper.disconnected();
             if let Some(code) = end.close_code() {
@@ -220,7 +218,7 @@ impl Uplink {
         (Duration::ZERO, last)
     }
 
-    fn tell(&self, relay: Option<usize>, fault: Option<String>) {
+    fn tell(&self, relay: Option<RelayAddress>, fault: Option<String>) {
         let since_ms = self.keeper.clock().now().wall_ms;
         self.link.send_modify(|link| {
             if link.relay != relay {
@@ -269,7 +267,7 @@ impl Uplink {
     }
 
     fn versions(&self) -> Vec<HeldVersion> {
-        let of_papers = [SignedKind::Deny, SignedKind::Bundle].map(SignedKind::as_u8);
+        let of_papers = [SignedKind::Deny, SignedKind::Bundle, SignedKind::Relays].map(SignedKind::as_u8);
         let held = self.papers.held().into_iter().filter(|held| of_papers.contains(&held.kind));
         self.news.held().into_iter().chain(held).collect()
     }
@@ -299,13 +297,14 @@ impl Uplink {
             () = self.last_words(stop) => Err(SessionEnd::Stopped),
             () = self.wake.notified() => Err(SessionEnd::Woken),
             () = self.papers.until_denied(&connection.peer().leaf) => Err(SessionEnd::Denied),
+            () = stayed_long(self.client.site().as_deref() != connection.peer().site()) => Err(SessionEnd::Home),
         };
         let end = match ended {
             Err(end) => end,
             Ok(()) => SessionEnd::Closed(connection.closed().await),
         };
         match (&end, connection.ended()) {
-            (SessionEnd::Stopped | SessionEnd::Woken | SessionEnd::Denied | SessionEnd::Fault(_), _) | (_, None) => end,
+            (SessionEnd::Stopped | SessionEnd::Woken | SessionEnd::Home | SessionEnd::Denied | SessionEnd::Fault(_), _) | (_, None) => end,
             // The relay's own reason says more than that a stream broke.
             (_, Some(ended)) => SessionEnd::Closed(ended),
         }
@@ -347,8 +346,8 @@ impl Uplink {
                 self.news.erasure(ack.erasure);
                 self.keeper.heard(Heard::Hub(spool, signed.version.epoch, ack)).await?;
             }
-            // A bundle and a list of the denied are in force by now.
-            (Some(SignedKind::Ack | SignedKind::Bundle | SignedKind::Deny), _) => {}
+            // These are in force by now.
+            (Some(SignedKind::Ack | SignedKind::Bundle | SignedKind::Deny | SignedKind::Relays), _) => {}
             _ => self.news.signed(signed, &bytes),
         }
         Ok(())
@@ -448,6 +447,14 @@ struct Welcomed {
     fault: oneshot::Receiver<Fault>,
 }
 
+/// Until a guest has stayed for long; who is at home stays for ever.
+async fn stayed_long(is_guest: bool) {
+    match is_guest {
+        true => sleep(GUEST_FOR + chance::jitter(GUEST_FOR)).await,
+        false => pending().await,
+    }
+}
+
 async fn faulty(fault: oneshot::Receiver<Fault>) -> Fault {
     // The keeper lets go of it only with its thread, whose end the other parts notice.
     match fault.await {
@@ -467,6 +474,20 @@ pub async fn watch_sleep(clock: Arc<dyn Clock>, wake: Arc<Notify>, stop: Cancell
             wake.notify_waiters();
         }
         last = now;
+    }
+}
+
+/// Relays that were dialled, each with a number of its own: what one of them returned is counted by it, whatever list it stands in later.
+#[derive(Debug, Default)]
+struct Met(Vec<Name>);
+
+impl Met {
+    fn place(&mut self, name: &Name) -> usize {
+        let place = self.0.iter().position(|met| met == name);
+        place.unwrap_or_else(|| {
+            self.0.push(name.clone());
+            self.0.len() - 1
+        })
     }
 }
 

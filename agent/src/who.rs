@@ -7,12 +7,14 @@ use muster_mesh::{
     asking::Membership,
     complaint::Complaint,
     config::expand,
-    door::Dial,
     ids::DeviceId,
     member::{Home, Member},
 };
 
-use crate::{config::Config, uplink::RelayAddress};
+use crate::{
+    config::Config,
+    relays::{RelayAddress, Relays},
+};
 
 /// A certificate that ends within this is worth a word at the start.
 const ENDS_SOON_MS: i64 = 7 * 24 * 3_600 * 1_000;
@@ -20,7 +22,7 @@ const ENDS_SOON_MS: i64 = 7 * 24 * 3_600 * 1_000;
 pub struct Who {
     pub keys: Arc<Keys>,
     pub device: DeviceId,
-    pub relays: Vec<RelayAddress>,
+    pub relays: Relays,
     /// Some: it was enrolled, and its certificate renews itself.
     pub enrolled: Option<Enrolled>,
 }
@@ -32,27 +34,24 @@ pub struct Enrolled {
 
 impl Who {
     pub fn find(config: &Config, state: &Path, now_ms: i64) -> Result<Who, Complaint> {
-        let named = |keys: Arc<Keys>, relays: Vec<RelayAddress>, enrolled| match keys.identity().name {
+        let named = |keys: Arc<Keys>, relays: Relays, enrolled| match keys.identity().name {
             Name::Agent { device, .. } => Ok(Who { keys, device: DeviceId(device), relays, enrolled }),
             other => Err(Complaint::new(format!("{other} is no agent"), "Name this computer's own files, or enrol it anew")),
         };
         let configured = config.relays.iter().map(|relay| RelayAddress { address: relay.address.clone(), name: relay.id.clone() });
         let configured: Vec<_> = configured.collect();
         let who = match config.files() {
-            Some(files) => named(of_files(files)?, configured, None)?,
+            Some(files) => named(of_files(files)?, Relays::Configured(configured), None)?,
             None => {
                 let enrolled = Enrolled::find(state)?;
                 let keys = enrolled.member.keys(Arc::new(SystemTime)).map_err(|error| unusable(error.to_string()))?;
-                let relays = if configured.is_empty() { dialled(&enrolled.member.dial) } else { configured };
+                let relays = match configured.is_empty() {
+                    true => enrolled.relays(),
+                    false => Relays::Configured(configured),
+                };
                 named(keys, relays, Some(enrolled))?
             }
         };
-        if who.relays.is_empty() {
-            return Err(Complaint::new(
-                "no relay is known that this computer could deliver to",
-                "Name one as [[relays]] in the configuration",
-            ));
-        }
         // One that has ended doesn't end collection.
         if let Err(error) = who.keys.check_time(now_ms) {
             tracing::warn!("{error}: no relay will take what is collected before there is a new certificate");
@@ -78,15 +77,11 @@ impl Enrolled {
     pub fn membership(&self) -> Membership {
         Membership::of(&self.member)
     }
-}
 
-/// Whom a member dials.
-pub fn dialled(dial: &[Dial]) -> Vec<RelayAddress> {
-    let relay = |dial: &Dial| {
-        let name: Name = dial.name.parse().ok()?;
-        (name.role() == Role::Relay).then(|| RelayAddress { address: dial.address.clone(), name })
-    };
-    dial.iter().filter_map(relay).collect()
+    fn relays(&self) -> Relays {
+        let Member { name, dial, .. } = &self.member;
+        Relays::OfSite { site: name.site().unwrap_or_default().to_owned(), joined: dial.clone() }
+    }
 }
 
 fn of_files([certificate, key, roots]: [&Path; 3]) -> Result<Arc<Keys>, Complaint> {

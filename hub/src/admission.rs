@@ -16,8 +16,9 @@ use muster_mesh::{
 
 use crate::{
     control::{self, DenyError},
+    relays::{self, Place},
     signer::{Signer, secret_digest},
-    store::{DialRow, Grant, Store, StoreError, TokenRow},
+    store::{Grant, Store, StoreError, TokenRow},
 };
 
 /// A token is for hours to weeks.
@@ -27,8 +28,6 @@ pub const VALID_USUALLY: Duration = Duration::from_secs(86_400);
 /// Uses of one token: a large office on one day.
 pub const USES_MAX: u32 = 10_000;
 const WHY_CHARS_MAX: usize = 200;
-const AGENTS_PORT: u16 = 4433;
-const DOOR_PORT: u16 = 4434;
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +42,7 @@ pub enum AdmissionError {
     Store(#[from] StoreError),
 }
 
-fn wrong(field: &'static str, what: impl Into<String>, todo: impl Into<String>) -> AdmissionError {
+pub(crate) fn wrong(field: &'static str, what: impl Into<String>, todo: impl Into<String>) -> AdmissionError {
     AdmissionError::Wrong { field, what: what.into(), todo: todo.into() }
 }
 
@@ -62,8 +61,8 @@ pub struct Wanted {
 pub enum Whom {
     /// Employees' computers; of a person from the start, or of whom an admin says of each.
     Agents(Option<Owner>),
-    /// A relay, where its agents will dial it: host, and port if it isn't the usual one.
-    Relay { id: String, address: String, door: Option<String> },
+    /// A relay, and where its agents will dial it.
+    Relay { id: String, place: Place },
 }
 
 /// Whose a computer is.
@@ -106,14 +105,14 @@ pub async fn token(store: &Store, signer: &Signer, wanted: Wanted) -> Result<Mad
             let (person, display) = owner.map(|owner| (owner.person, owner.name)).unzip();
             (Kind::Agent, Grant { site, relay: None, person, display }, doors)
         }
-        Whom::Relay { id, address, door } => {
+        Whom::Relay { id, place } => {
             label(&id, "id")?;
             let hub = signer.hub();
             if hub.door.is_empty() {
                 let todo = "Give `door.listen`, and `door.address` as relays dial it, in the hub's configuration";
                 return Err(wrong("address", "a relay couldn't find this hub: it has no door", todo));
             }
-            set_dial(store, &site, &id, &address, door.as_deref()).await?;
+            relays::expect(store, &Name::Relay { site: site.clone(), id: id.clone() }, place).await?;
             let doors = vec![Dial { address: hub.address.clone(), door: hub.door.clone(), name: hub.name.to_string() }];
             (Kind::Relay, Grant { site, relay: Some(id), person: None, display: None }, doors)
         }
@@ -148,22 +147,12 @@ pub async fn token(store: &Store, signer: &Signer, wanted: Wanted) -> Result<Mad
 
 /// The doors of a site's relays, which new computers ask.
 async fn doors_of(store: &Store, site: &str) -> Result<Vec<Dial>, AdmissionError> {
-    let dials = store.dials(site).await?;
-    if dials.is_empty() {
+    let doors = relays::doors(store, site).await?;
+    if doors.is_empty() {
         let todo = format!("Enrol one first: muster-hub token relay --site {site} --id {site}-1 --address HOST");
         return Err(wrong("site", format!("no relay of {site} is known that a new computer could ask"), todo));
     }
-    Ok(dials.into_iter().map(|DialRow { name, address, door, .. }| Dial { address, door, name }).collect())
-}
-
-async fn set_dial(store: &Store, site: &str, id: &str, address: &str, door: Option<&str>) -> Result<(), AdmissionError> {
-    let address = with_port(address, "address", AGENTS_PORT)?;
-    let door = match door {
-        Some(door) => with_port(door, "door", DOOR_PORT)?,
-        None => with_port(address.rsplit_once(':').map_or(&address, |(host, _)| host), "address", DOOR_PORT)?,
-    };
-    let name = Name::Relay { site: site.to_owned(), id: id.to_owned() }.to_string();
-    Ok(store.set_dial(&DialRow { name, site: site.to_owned(), address, door }).await?)
+    Ok(doors)
 }
 
 /// Says whose a waiting computer is (`owner`), or lets one that came back too often come back once more.
@@ -217,43 +206,11 @@ pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<
         member.denied_ms = member.denied_ms.or(Some(now_ms));
         writing.keep_member(&member).await?;
     }
+    // Whoever joins under this name later says anew where it is.
+    writing.remove_dial(&name.to_string()).await?;
     Ok(writing.commit().await?)
 }
 
-fn label(text: &str, field: &'static str) -> Result<(), AdmissionError> {
+pub(crate) fn label(text: &str, field: &'static str) -> Result<(), AdmissionError> {
     check_label(text).map_err(|error| wrong(field, format!("{text:?} can't be used"), error.to_string()))
-}
-
-/// Host and port, the usual one if none is given.
-fn with_port(text: &str, field: &'static str, port: u16) -> Result<String, AdmissionError> {
-    let bare_v6 = text.parse::<std::net::Ipv6Addr>().is_ok();
-    match text.rsplit_once(':') {
-        _ if bare_v6 => Ok(format!("[{text}]:{port}")),
-        Some((host, given)) if !host.is_empty() && given.parse::<u16>().is_ok_and(|port| port > 0) => Ok(text.to_owned()),
-        None if !text.is_empty() && !text.contains(['/', ' ']) => Ok(format!("{text}:{port}")),
-        Some((host, _)) if text.starts_with('[') && text.ends_with(']') && !host.is_empty() => Ok(format!("{text}:{port}")),
-        _ => Err(wrong(field, format!("{text:?} is no host, and no host and port"), "Write it as relay.oslo.example.org:4433")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_gets_the_usual_port_and_rubbish_is_refused() {
-        for (text, want) in [
-            ("relay.oslo.example.org", "relay.oslo.example.org:4433"),
-            ("relay.oslo.example.org:5", "relay.oslo.example.org:5"),
-            ("10.0.0.1", "10.0.0.1:4433"),
-            ("2001:db8::1", "[2001:db8::1]:4433"),
-            ("[2001:db8::1]", "[2001:db8::1]:4433"),
-            ("[2001:db8::1]:5", "[2001:db8::1]:5"),
-        ] {
-            assert_eq!(with_port(text, "address", AGENTS_PORT).unwrap(), want);
-        }
-        for bad in ["", ":", ":5", "host:", "host:0", "host:99999", "a b", "https://host"] {
-            assert!(with_port(bad, "address", AGENTS_PORT).is_err(), "{bad}");
-        }
-    }
 }

@@ -21,6 +21,7 @@ pub mod openapi;
 pub mod pictures;
 pub mod policy;
 pub mod problem;
+pub mod relays;
 pub mod routes;
 pub mod shown;
 pub mod summary;
@@ -40,6 +41,7 @@ pub fn web(hub: &Arc<Hub>) -> Route {
         capabilities::routes(hub),
         looks::routes(hub),
         members::routes(hub),
+        relays::routes(hub),
         policy::routes(hub),
         summary::routes(hub),
         deleted::routes(hub),

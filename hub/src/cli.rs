@@ -16,9 +16,11 @@ use crate::{api::openapi, check, config::Config, password, running, store::Store
 
 mod keys;
 mod members;
+mod relays;
 
 use keys::KeyVerb;
 use members::{MemberVerb, TokenVerb};
+use relays::RelayVerb;
 
 /// Takes the relays' batches, keeps them, deletes them in time, and answers people.
 #[derive(Debug, Parser)]
@@ -50,6 +52,9 @@ pub enum Verb {
     /// Those who were enrolled with one
     #[command(subcommand)]
     Member(MemberVerb),
+    /// Where agents find relays, and whose agents may be guests
+    #[command(subcommand)]
+    Relay(RelayVerb),
     /// Keys that sign what comes down, and people's tokens
     #[command(subcommand)]
     Key(KeyVerb),
@@ -80,6 +85,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Admin(Admin::Create { name }) => create_admin(&config()?, &name).await,
         Verb::Token(verb) => members::token(&config()?, verb).await,
         Verb::Member(verb) => members::member(&config()?, verb).await,
+        Verb::Relay(verb) => relays::relay(&config()?, verb).await,
         Verb::Key(verb) => keys::key(&config()?, verb).await,
         Verb::Check { digests } => say_check(&config()?, if digests { check::Pictures::Digests } else { check::Pictures::Lengths }).await,
         Verb::Openapi => say_api(),

@@ -1,4 +1,4 @@
-//! Async: the hub's signature: its control key, the bundle that vouches for it, the list of the denied, and all that it signs.
+//! Async: the hub's signature: its control key, the bundle that vouches for it, the lists of the denied and of relays, and all that it signs.
 //!
 //! Each hub has a key of its own, in its state folder; its certificate comes from the signer, where this hub is that, or from files. The public
 //! halves are rows, so that the bundle of any hub speaks for all of them.
@@ -23,6 +23,7 @@ use muster_mesh::{
     ids::Version,
     limits,
     message::{Bundle, ControlChain, Denial, DenyList, HeldVersion, MessageError, Signed, SignedKind},
+    relay_list::{RelayList, SiteRelays},
 };
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
@@ -36,7 +37,7 @@ use crate::{
 const KEY: &str = "control.key";
 const CERTIFICATE: &str = "control.pem";
 /// What relays are expected to hold, and what metrics and logs call it.
-const LAGGING: [(SignedKind, &str); 2] = [(SignedKind::Deny, "deny"), (SignedKind::Bundle, "bundle")];
+const LAGGING: [(SignedKind, &str); 3] = [(SignedKind::Deny, "deny"), (SignedKind::Bundle, "bundle"), (SignedKind::Relays, "relays")];
 /// Leaves a message's other fields their room.
 const BUNDLE_BYTES_MAX: usize = limits::CONTROL_BYTES_MAX - 1_024;
 
@@ -81,6 +82,8 @@ struct Newest {
     bundle: StoredPaper,
     /// None: nobody was ever denied.
     deny: Option<StoredPaper>,
+    /// None: no relay was ever known.
+    relays: Option<StoredPaper>,
     /// Who believes this hub's bundle believes this.
     controls: Controls,
 }
@@ -103,14 +106,16 @@ struct Above {
     all: bool,
 }
 
-/// All that the bundle and the list of the denied are made of.
+/// All that the bundle and the lists are made of.
 #[derive(Debug, PartialEq, Eq)]
 struct Sources {
     keys: Vec<ControlRow>,
     denied: Vec<Denial>,
     roots: Roots,
+    sites: BTreeMap<String, SiteRelays>,
     bundle: Option<Version>,
     deny: Option<Version>,
+    relays: Option<Version>,
 }
 
 /// Why something isn't signed, or believed.
@@ -167,13 +172,15 @@ impl Control {
     }
 
     async fn sources(&self, now_ms: i64) -> Result<Sources, StoreError> {
-        let newest = [SignedKind::Bundle, SignedKind::Deny].map(SignedKind::as_u8);
+        let newest = async |kind: SignedKind| Ok::<_, StoreError>(self.store.newest_paper(kind.as_u8()).await?.map(|paper| paper.version));
         Ok(Sources {
             keys: self.store.control_keys().await?,
             denied: self.store.denied(now_ms).await?,
             roots: Roots::of(self.own.load().leads(), &self.keys),
-            bundle: self.store.newest_paper(newest[0]).await?.map(|paper| paper.version),
-            deny: self.store.newest_paper(newest[1]).await?.map(|paper| paper.version),
+            sites: self.store.relay_sites().await?,
+            bundle: newest(SignedKind::Bundle).await?,
+            deny: newest(SignedKind::Deny).await?,
+            relays: newest(SignedKind::Relays).await?,
         })
     }
 
@@ -277,8 +284,8 @@ impl Control {
     fn papers(&self) -> Vec<Signed> {
         let newest = self.newest.load();
         let of = |kind: SignedKind, paper: &StoredPaper| Signed::new(kind, paper.version, paper.body.clone());
-        let deny = newest.deny.as_ref().map(|paper| of(SignedKind::Deny, paper));
-        std::iter::once(of(SignedKind::Bundle, &newest.bundle)).chain(deny).collect()
+        let newest = |kind: SignedKind| newest.of(kind).map(|paper| of(kind, paper));
+        [SignedKind::Bundle, SignedKind::Deny, SignedKind::Relays].into_iter().filter_map(newest).collect()
     }
 
     /// Who is denied, and told whenever that changes.
@@ -331,9 +338,8 @@ impl Control {
         let newest = self.newest.load();
         let mut laggards = self.laggards.lock().unwrap_or_else(PoisonError::into_inner);
         for (kind, called) in LAGGING {
-            let newest = if kind == SignedKind::Deny { newest.deny.as_ref() } else { Some(&newest.bundle) };
             let own = held.iter().filter(|held| held.kind == kind.as_u8()).map(|held| held.version).min().unwrap_or_default();
-            if newest.is_none_or(|newest| own >= newest.version) {
+            if newest.of(kind).is_none_or(|newest| own >= newest.version) {
                 laggards.holds(name, kind.as_u8());
             } else if laggards.given(name, kind.as_u8(), now_ms) {
                 tracing::warn!(
@@ -382,7 +388,17 @@ impl Control {
                 }
                 Ok(signed)
             }
-            _ => Ok(newest.controls.read(bytes, &self.keys.denied())?),
+            Some(SignedKind::Relays) => {
+                let signed = newest.controls.read(bytes, &self.keys.denied())?;
+                // What the database says counts; only its version has to be above.
+                if newest.relays.as_ref().is_none_or(|held| signed.version > held.version) {
+                    self.above(SignedKind::Relays, &signed, now_ms).await?;
+                }
+                Ok(signed)
+            }
+            Some(SignedKind::Ack | SignedKind::Policy | SignedKind::Notice) | None => {
+                Ok(newest.controls.read(bytes, &self.keys.denied())?)
+            }
         }
     }
 
@@ -407,9 +423,8 @@ impl Control {
     /// Gives the same out again under a version above one that others hold.
     async fn above(&self, kind: SignedKind, shown: &Signed, now_ms: i64) -> Result<(), ControlError> {
         let mut writing = self.store.write().await?;
-        if let (_, Some(newest)) = writing.newest_paper(kind.as_u8()).await?
-            && newest.version < shown.version
-        {
+        let (_, newest) = writing.newest_paper(kind.as_u8()).await?;
+        if newest.is_none_or(|newest| newest.version < shown.version) {
             // What others hold stands here too from now on, so that the next is above it.
             writing.add_paper(kind.as_u8(), &StoredPaper { version: shown.version, body: shown.body.clone() }, now_ms).await?;
         }
@@ -441,11 +456,21 @@ impl Newest {
         let mut writing = store.write().await?;
         let bundle = bundle(&mut writing, own.leads(), &own_roots, above, now_ms).await?;
         let deny = deny_list(&mut writing, above.all, now_ms).await?;
+        let relays = relay_list(&mut writing, above.all, now_ms).await?;
         writing.commit().await?;
         let stranger = Controls::new(&keys.identity().domain, &own_roots.roots);
         let signed = own.key.sign(&Signed::new(SignedKind::Bundle, bundle.version, bundle.body.clone()))?;
         let (controls, _, _) = stranger.taking(&signed, &Denied::default(), When::Kept(now_ms))?;
-        Ok(Newest { bundle, deny, controls })
+        Ok(Newest { bundle, deny, relays, controls })
+    }
+
+    fn of(&self, kind: SignedKind) -> Option<&StoredPaper> {
+        match kind {
+            SignedKind::Bundle => Some(&self.bundle),
+            SignedKind::Deny => self.deny.as_ref(),
+            SignedKind::Relays => self.relays.as_ref(),
+            SignedKind::Ack | SignedKind::Policy | SignedKind::Notice => None,
+        }
     }
 
     /// The roots of the CA count at this hub's own ports, too, whatever its file says.
@@ -513,6 +538,19 @@ async fn deny_list(writing: &mut Writing<'_>, above: bool, now_ms: i64) -> Resul
     let paper = next(writing, kind, epoch, newest, body, now_ms).await?;
     writing.note_denied(&wanted, paper.version).await?;
     Ok(Some(paper))
+}
+
+async fn relay_list(writing: &mut Writing<'_>, above: bool, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
+    let kind = SignedKind::Relays.as_u8();
+    let (epoch, newest) = writing.newest_paper(kind).await?;
+    let known = newest.as_ref().map(|paper| RelayList::read(&paper.body)).transpose()?;
+    let wanted = RelayList { made_ms: now_ms, sites: writing.relay_sites(false).await? };
+    let is_same = known.as_ref().map_or(wanted.sites.is_empty(), |known| known.sites == wanted.sites);
+    if is_same && (!above || newest.is_none()) {
+        return Ok(newest);
+    }
+    // Whoever says where relays are is told before, when it would be too long.
+    Ok(Some(next(writing, kind, epoch, newest, wanted.bytes()?, now_ms).await?))
 }
 
 async fn next(

@@ -19,6 +19,7 @@ pub mod own_leaf;
 pub mod password;
 pub mod policy;
 pub mod presence;
+pub mod relays;
 pub mod report;
 pub mod restore;
 pub mod retention;

@@ -27,7 +27,10 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::store::{CertificateRow, Grant, MemberRow, Store, StoreError, Writing};
+use crate::{
+    relays,
+    store::{CertificateRow, Grant, MemberRow, Store, StoreError, Writing},
+};
 
 /// A number is good for this long, by the hub's own clock.
 const NONCE_LIFE_MS: i64 = 5 * 60 * 1_000;
@@ -264,6 +267,7 @@ impl Signer {
             denied_ms: None,
         };
         writing.keep_member(&member).await?;
+        writing.tell_of_dial(&member.name).await?;
         tracing::info!(%name, approved, "somebody was enrolled");
         self.sign(writing, asked, &member, false).await
     }
@@ -352,10 +356,7 @@ impl Signer {
     async fn dial(&self, name: &str) -> Result<Vec<Dial>, StoreError> {
         let name: Result<Name, _> = name.parse();
         match name {
-            Ok(Name::Agent { site, .. }) => {
-                let dials = self.store.dials(&site).await?;
-                Ok(dials.into_iter().map(|dial| Dial { address: dial.address, door: dial.door, name: dial.name }).collect())
-            }
+            Ok(Name::Agent { site, .. }) => relays::doors(&self.store, &site).await,
             Ok(Name::Relay { .. }) => {
                 let HubAt { name, address, door } = self.hub.clone();
                 Ok(vec![Dial { address, door, name: name.to_string() }])

@@ -39,6 +39,7 @@ mod pictures;
 mod policies;
 mod posts;
 mod records;
+mod relays;
 mod reserve;
 mod summary;
 mod sweep;
@@ -49,12 +50,13 @@ pub use asks::WaitingAsk;
 pub use census::Census;
 pub use devices::DeviceRow;
 pub use looks::Look;
-pub use members::{CertificateRow, DialRow, Grant, MemberRow, MemberStanding, TokenRow};
+pub use members::{CertificateRow, Grant, MemberRow, MemberStanding, TokenRow};
 pub use papers::{ControlKeyRow, ControlRow, StoredPaper};
 pub use pictures::{KeptCapability, KeptPicture, NamedObject};
 pub use policies::StoredPolicy;
 pub use posts::{Loaded, NewBatch, NewHold, NewLine, NewObject, PostRows};
 pub use records::{Answered, KeptBatch, KeptNumber};
+pub use relays::DialRow;
 pub use summary::Summary;
 pub use sweep::{Deletion, Swept};
 pub use token_keys::TokenKeyRow;
@@ -393,7 +395,7 @@ impl Writing<'_> {
 }
 
 /// All tables that this version has.
-const TABLES: [&str; 39] = [
+const TABLES: [&str; 40] = [
     "settings",
     "counters",
     "relays",
@@ -427,6 +429,7 @@ const TABLES: [&str; 39] = [
     "members",
     "certificates",
     "dials",
+    "guests",
     "control_keys",
     "token_keys",
     "papers",

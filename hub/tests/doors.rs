@@ -565,6 +565,9 @@ fn right_body(entry: &Entry) -> Value {
         "/api/v1/tokens/{token}/end" => json!({}),
         "/api/v1/members/approve" => json!({ "member": MEMBER, "owner": { "person": "kari", "name": "Kari" } }),
         "/api/v1/members/deny" => json!({ "member": MEMBER }),
+        "/api/v1/relays/set" => json!({ "relay": "site/oslo/relay/oslo-2", "address": "relay.oslo.example.org" }),
+        "/api/v1/relays/remove" => json!({ "relay": "site/oslo/relay/oslo-2" }),
+        "/api/v1/relays/guests" => json!({ "site": "oslo", "guests": ["home"] }),
         other => panic!("{other} needs a body here"),
     }
 }

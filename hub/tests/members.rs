@@ -10,9 +10,10 @@ use muster_hub::{
     asks,
     control::{Control, Own, Renews},
     own_leaf::OwnLeaf,
+    relays::{self, Place},
     report::report,
     signer::{HubAt, Lives, Signer, secret_digest},
-    store::{Census, DialRow, Grant, TokenRow, WaitingAsk},
+    store::{Census, Grant, TokenRow, WaitingAsk},
 };
 use muster_mesh::{
     clock::{Clock, ManualClock},
@@ -266,7 +267,12 @@ async fn a_relay_joins_under_the_name_that_its_token_says_and_may_be_replaced() 
         let office = Office::new(&world).await;
         office.token("t", "relay", None, 1).await;
         let first = Device::new();
+        let place = Place { address: "r7:1".into(), door: None };
+        relays::expect(&world.hub.store, &"site/oslo/relay/oslo-7".parse().unwrap(), place).await.unwrap();
+        let told = async || world.hub.store.relay_sites().await.unwrap()["oslo"].relays.contains_key("oslo-7");
+        assert!(!told().await, "agents are led to a relay that isn't there");
         let issued = office.enroll(&first, "t").await.unwrap();
+        assert!(told().await);
         assert_eq!((issued.name.as_str(), issued.standing), ("site/oslo/relay/oslo-7", Standing::Approved));
         assert_eq!((issued.dial[0].name.as_str(), issued.dial[0].address.as_str()), ("hub/hub-1", "hub:8444"));
         office.token("again", "relay", None, 1).await;
@@ -589,8 +595,8 @@ impl Office {
     }
 
     async fn new(world: &World) -> Office {
-        let dial = |name: &str| DialRow { name: name.into(), site: "oslo".into(), address: "r:1".into(), door: "r:2".into() };
-        world.hub.store.set_dial(&dial("site/oslo/relay/oslo-1")).await.unwrap();
+        let name = "site/oslo/relay/oslo-1".parse().unwrap();
+        relays::set(&world.hub.store, &name, Place { address: "r:1".into(), door: Some("r:2".into()) }).await.unwrap();
         Ca::init_at(&world.folder.path().join("ca"), "muster.test", Arc::new(At(world.clock.clone()))).unwrap();
         let seal = SealKey::generate().unwrap().to_bytes();
         Office { signer: Arc::new(signer(world, &seal)), store: world.hub.store.clone(), seal }

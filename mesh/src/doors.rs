@@ -14,6 +14,7 @@ use crate::{
     ids::Version,
     join::JoinToken,
     member::{Home, Member},
+    relay_list::RelayList,
 };
 
 /// Whom a token may make of this folder's program: anybody, or `again` only who it is already, with the key and the queue that it has. So a mesh
@@ -57,17 +58,22 @@ pub async fn join<W: Way>(
     Err(Complaint::new(why, "Try again; the same token still counts").into())
 }
 
-/// Brings a member's ask to the first of the doors it knows that answers.
+/// Brings a member's ask to the first of the doors it knows that answers: for an agent those of `relays`, too.
 pub async fn ask<W: Way>(
     home: &Home,
     keys: &Keys,
+    relays: &RelayList,
     ask: Vec<u8>,
     door: impl Fn(&str, &Name, &Trusted) -> Result<W, String>,
 ) -> Result<Vec<u8>, String> {
     let member = home.member().map_err(|error| error.to_string())?.ok_or("this program was never enrolled")?;
     let trusted = Trusted::of_roots(&keys.identity().domain, &keys.roots_pem()).map_err(|error| error.to_string())?;
+    let dials = match &member.name {
+        Name::Agent { site, .. } => relays.dials(site, &member.dial),
+        Name::Relay { .. } | Name::Hub { .. } | Name::Control { .. } => member.dial,
+    };
     let mut why = "no door is known".to_owned();
-    for dial in member.dial {
+    for dial in dials {
         let Ok(name) = dial.name.parse() else { continue };
         let answered = match door(&dial.door, &name, &trusted) {
             Ok(way) => way.ask(ask.clone()).await,

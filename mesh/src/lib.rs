@@ -26,6 +26,7 @@ pub mod queue;
 pub mod quic;
 pub mod ranges;
 pub mod record;
+pub mod relay_list;
 pub mod reload;
 pub mod renewal;
 pub mod seal;

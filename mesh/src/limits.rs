@@ -96,6 +96,8 @@ pub const CONTROL_BYTES_MAX: usize = 64 * KIB;
 pub const CONTROLS_MAX: usize = 16;
 /// What a list of the denied may have, so that it travels in one control message: about 700 names.
 pub const DENY_BYTES_MAX: usize = 56 * KIB;
+/// What a list of relays may have, for the same reason: about 700 relays.
+pub const RELAYS_BYTES_MAX: usize = 56 * KIB;
 /// Lists of the denied that a program keeps beside the newest, because that one doesn't say all of theirs: a hub that was put back more often
 /// than this before one of its relays spoke with it.
 pub const DENY_LISTS_MAX: usize = 8;

@@ -810,7 +810,7 @@ impl DenyList {
 // --- encoding ---
 
 /// Memory that decoding one control message may claim: a decoded list is wider than its bytes.
-const CONTROL_MEMORY: usize = 16 * limits::CONTROL_BYTES_MAX;
+pub(crate) const CONTROL_MEMORY: usize = 16 * limits::CONTROL_BYTES_MAX;
 const HEAD_MEMORY: usize = 16 * limits::POST_HEAD_BYTES_MAX;
 const ANSWER_MEMORY: usize = 8 * limits::ANSWER_BYTES_MAX;
 

@@ -4,7 +4,7 @@
 //! signed/4-1-7     kind 4 (a bundle), version 1.7; the very bytes that the hub signed
 //! ```
 //!
-//! A bundle and a list of the denied come into force here: roots and the denied are swapped in the program's [`Keys`]. Lists of the denied only
+//! Bundles, lists of the denied and of relays come into force here: roots and the denied are swapped in the program's [`Keys`]. Lists of the denied only
 //! add up: what one of them says stays said until the hub's own says it too, whatever their versions are. So a hub that was put back from an
 //! old backup lets nobody in again.
 
@@ -27,6 +27,7 @@ use crate::{
     ids::Version,
     limits,
     message::{DenyList, HeldVersion, MessageError, Signed, SignedKind},
+    relay_list::RelayList,
 };
 
 const FOLDER: &str = "signed";
@@ -39,14 +40,15 @@ pub struct Papers {
     /// None: nothing outlives the program.
     folder: Option<PathBuf>,
     inner: Mutex<Inner>,
-    /// Told whenever more are denied.
-    denials: watch::Sender<()>,
+    /// Told whenever more are denied, and of each new list of relays.
+    changes: watch::Sender<()>,
 }
 
 struct Inner {
     controls: Arc<Controls>,
     kept: Vec<Kept>,
     denied: DenyList,
+    relays: (Version, Arc<RelayList>),
     /// By the hub's clock, the latest time that it signed.
     signed_ms: i64,
     /// The issuing CA by which the hub issues now.
@@ -85,8 +87,15 @@ impl Papers {
     /// With nothing, and nothing is kept on a disk.
     pub fn in_memory(keys: Arc<Keys>) -> Papers {
         let controls = Arc::new(Controls::new(&keys.identity().domain, &keys.roots_pem()));
-        let inner = Inner { controls, kept: Vec::new(), denied: DenyList::default(), signed_ms: i64::MIN, issuer: String::new() };
-        Papers { keys, folder: None, inner: Mutex::new(inner), denials: watch::channel(()).0 }
+        let inner = Inner {
+            controls,
+            kept: Vec::new(),
+            denied: DenyList::default(),
+            relays: Default::default(),
+            signed_ms: i64::MIN,
+            issuer: String::new(),
+        };
+        Papers { keys, folder: None, inner: Mutex::new(inner), changes: watch::channel(()).0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -94,7 +103,7 @@ impl Papers {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Believes it or not. A bundle and a list of the denied come into force at once, and are kept; of other kinds the caller says by
+    /// Believes it or not. Bundles, lists of the denied and of relays come into force at once, and are kept; of other kinds the caller says by
     /// [`keep`](Papers::keep) what it can use. `now_ms`: this computer's clock.
     pub fn take(&self, bytes: &Bytes, now_ms: i64) -> Result<Paper, Unproven> {
         let now_ms = now_ms.max(self.keys.past_ms());
@@ -107,6 +116,7 @@ impl Papers {
         let paper = match kind {
             Some(SignedKind::Bundle) => self.bundle(bytes, &controls, &denied, when)?,
             Some(SignedKind::Deny) => self.deny(bytes, controls.read(bytes, &denied)?, when)?,
+            Some(SignedKind::Relays) => self.relays(bytes, controls.read(bytes, &denied)?)?,
             _ => {
                 let signed = controls.read(bytes, &denied)?;
                 let is_news = self.newest_of(signed.kind).is_none_or(|(known, _)| known < signed.version);
@@ -147,7 +157,7 @@ impl Papers {
         if !said_already {
             inner.denied = inner.denied.union(&list, now_ms);
             self.keys.deny(inner.denied.denied());
-            self.denials.send_replace(());
+            self.changes.send_replace(());
         }
         inner.signed_ms = list.made_ms.max(inner.signed_ms);
         drop(inner);
@@ -156,6 +166,22 @@ impl Papers {
         if is_news {
             self.keep(&signed, bytes);
         }
+        Ok(Paper { signed, is_news })
+    }
+
+    fn relays(&self, bytes: &Bytes, signed: Signed) -> Result<Paper, Unproven> {
+        let list = RelayList::read(&signed.body)?;
+        self.keys.signed_at(list.made_ms);
+        let mut inner = self.lock();
+        let is_news = inner.relays.0 < signed.version;
+        if is_news {
+            inner.signed_ms = list.made_ms.max(inner.signed_ms);
+            inner.relays = (signed.version, Arc::new(list));
+            self.changes.send_replace(());
+        }
+        drop(inner);
+        // Also one that is known: under another signature, after the end of a control key.
+        self.keep(&signed, bytes);
         Ok(Paper { signed, is_news })
     }
 
@@ -231,6 +257,11 @@ impl Papers {
         first.into_iter().chain(rest).map(|kept| kept.bytes.clone()).collect()
     }
 
+    /// Where agents deliver, by the newest list.
+    pub fn relay_list(&self) -> Arc<RelayList> {
+        self.lock().relays.1.clone()
+    }
+
     /// Who is denied, by all lists together.
     pub fn denied(&self) -> Arc<Denied> {
         self.keys.denied()
@@ -238,10 +269,15 @@ impl Papers {
 
     /// Waits until somebody with this certificate is denied.
     pub async fn until_denied(&self, leaf: &Leaf) {
-        let mut denials = self.denials.subscribe();
-        while self.keys.check_denied(leaf).is_ok() {
+        self.until(|papers| papers.keys.check_denied(leaf).is_err()).await;
+    }
+
+    /// Waits until that is so by what the hub says of the denied and of relays.
+    pub async fn until(&self, is_so: impl Fn(&Papers) -> bool) {
+        let mut changes = self.changes.subscribe();
+        while !is_so(self) {
             // The sender lives in `self`, so this can't fail.
-            let _ = denials.changed().await;
+            let _ = changes.changed().await;
         }
     }
 
@@ -352,7 +388,8 @@ fn made_ms(kind: SignedKind, bytes: &[u8]) -> Option<i64> {
     let made: Result<i64, MessageError> = match kind {
         SignedKind::Bundle => crate::message::Bundle::read(&body).map(|bundle| bundle.made_ms),
         SignedKind::Deny => DenyList::read(&body).map(|list| list.made_ms),
-        SignedKind::Ack | SignedKind::Policy | SignedKind::Notice | SignedKind::Relays => return None,
+        SignedKind::Relays => RelayList::read(&body).map(|list| list.made_ms),
+        SignedKind::Ack | SignedKind::Policy | SignedKind::Notice => return None,
     };
     made.ok()
 }

@@ -254,6 +254,11 @@ impl Client {
         Client { network, sockets: Arc::default(), keys: keys.clone(), tuning }
     }
 
+    /// The branch office that its certificate names.
+    pub fn site(&self) -> Option<String> {
+        self.keys.identity().name.site().map(str::to_owned)
+    }
+
     /// The same sockets for somebody else: many agents in one process (swarm, benchmarks).
     pub fn sharing_sockets(&self, keys: &Arc<Keys>) -> Client {
         Client { keys: keys.clone(), ..self.clone() }

@@ -39,15 +39,21 @@ const LAST_GOODBYES: Duration = Duration::from_secs(5);
 /// What every connection of this relay shares.
 pub struct Branch {
     pub site: String,
-    /// Other sites whose agents may deliver here.
+    /// Other sites whose agents may deliver here, besides those that the hub names.
     pub guests: Vec<String>,
     pub agents: Arc<Agents>,
     pub lanes: [LaneInbox; 2],
     pub clock: Arc<dyn Clock>,
     /// Asks for certificates go this way.
     pub carrier: Arc<Carrier>,
-    /// Who is denied.
+    /// Who is denied, and who is a guest.
     pub papers: Arc<Papers>,
+}
+
+impl Branch {
+    fn takes(&self, site: &str) -> bool {
+        site == self.site || self.guests.iter().any(|guest| guest == site) || self.papers.relay_list().takes(&self.site, site)
+    }
 }
 
 /// Takes agents until `stop`, then says goodbye to all of them.
@@ -190,15 +196,15 @@ async fn welcome(connection: &Connection, branch: &Arc<Branch>) -> Result<Visit,
     Ok(visit)
 }
 
-/// What someone is comes from the certificate alone; whether it may deliver here is our own list.
+/// What someone is comes from the certificate alone; whether it may deliver here is the hub's list, and our own.
 fn admitted(connection: &Connection, branch: &Branch) -> Result<DeviceId, End> {
     let (site, device) = (connection.peer().site(), connection.peer().device());
     match (site, device) {
-        (Some(site), Some(device)) if site == branch.site || branch.guests.iter().any(|guest| guest == site) => Ok(device),
+        (Some(site), Some(device)) if branch.takes(site) => Ok(device),
         (site, device) => {
             let device = device.map(|device| device.to_string()).unwrap_or_default();
             tracing::warn!(device, site, "an agent of a site that is neither ours nor a guest's was turned away");
-            Err(End::with(CloseCode::NotOurSite, "this relay takes neither your site nor guests of it"))
+            Err(not_our_site())
         }
     }
 }
@@ -244,12 +250,17 @@ impl Visit {
             () = carry(&branch.carrier, asked, answer) => End::with(CloseCode::Message, "the agent has no more to ask"),
             end = take_lanes(&connection, &reader, &mut readers) => end,
             () = branch.papers.until_denied(&connection.peer().leaf) => denied(),
+            () = branch.papers.until(|_| !connection.peer().site().is_some_and(|site| branch.takes(site))) => not_our_site(),
         };
         // Nothing more of it may reach an inbox once the next connection of the device asks what lies here.
         readers.shutdown().await;
         drop(registered);
         end
     }
+}
+
+fn not_our_site() -> End {
+    End::with(CloseCode::NotOurSite, "this relay takes neither your site nor guests of it")
 }
 
 fn denied() -> End {

@@ -37,7 +37,7 @@ pub struct AgentsConfig {
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
     pub roots: Option<PathBuf>,
-    /// Other sites whose agents may deliver here.
+    /// Other sites whose agents may deliver here, besides those that the hub names (`muster-hub relay guests`).
     #[serde(default)]
     pub guests: Vec<String>,
     #[serde(default)]

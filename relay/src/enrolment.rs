@@ -10,6 +10,7 @@ use muster_mesh::{
     control, doors,
     join::{JoinToken, Kind},
     member::{Home, Member},
+    relay_list::RelayList,
     state_dir::StateDir,
 };
 
@@ -51,7 +52,7 @@ where
         if self.keys.check_time(self.clock.now().wall_ms).is_ok() {
             return self.line.ask(ask).await;
         }
-        doors::ask(&self.home, &self.keys, ask, &self.door).await
+        doors::ask(&self.home, &self.keys, &RelayList::default(), ask, &self.door).await
     }
 }
 

@@ -7,6 +7,7 @@ use muster_mesh::{
     control_key::ControlKey,
     message::{AGENT_PROTOCOL, Ack, Denial, DenyList, Down, HubAck, LaneState, Limits, ReturnReason, Returned, Up, Welcome},
     quic::{ControlSender, Server},
+    relay_list::RelayList,
 };
 
 use super::*;
@@ -31,6 +32,7 @@ async fn nothing_that_a_relay_says_in_the_hubs_name_frees_or_widens_anything() {
     let mut others_bundle = muster_mesh::message::Bundle::read(&real.bundle.body).unwrap();
     others_bundle.controls[0].chain = others_chain.pem;
     let others_bundle = Signed::new(SignedKind::Bundle, Version { epoch: 7, n: 7 }, others_bundle.bytes().unwrap());
+    let relays = Signed::new(SignedKind::Relays, Version { epoch: 1, n: 9 }, RelayList::default().bytes().unwrap());
 
     say(&mut control, real.sign(&real.bundle)).await;
     for forged in [
@@ -41,6 +43,8 @@ async fn nothing_that_a_relay_says_in_the_hubs_name_frees_or_widens_anything() {
         policy(9).bytes().unwrap(),
         others_key.sign(&policy(9)).unwrap(),
         others_key.sign(&others_bundle).unwrap(),
+        relays.bytes().unwrap(),
+        others_key.sign(&relays).unwrap(),
         others_key.sign(&policy(9)).unwrap(),
     ] {
         say(&mut control, forged).await;
@@ -51,7 +55,8 @@ async fn nothing_that_a_relay_says_in_the_hubs_name_frees_or_widens_anything() {
     until("the hub's own policy comes", || !agent.papers.0.lock().unwrap().is_empty()).await;
     let came: Vec<Version> = agent.papers.0.lock().unwrap().iter().map(|signed| signed.version).collect();
     assert_eq!(came, [Version { epoch: 1, n: 4 }], "a policy came that the hub didn't sign");
-    assert_eq!(agent.link().unproven, 7);
+    assert_eq!(agent.link().unproven, 9);
+    assert_eq!(agent.trust.version(SignedKind::Relays), Version::default());
     assert!(agent.link().relay.is_some(), "the connection stays");
     assert!(agent.notes.lock().unwrap().hub.is_empty(), "something was freed that the hub doesn't have");
     // The hub's own ack frees.
@@ -81,7 +86,7 @@ async fn a_relay_that_gives_everything_back_makes_an_agent_let_go_of_nothing() {
     agent.until_all_in(Place::Here).await;
     assert_eq!(agent.keeper.standing().await.unwrap().waiting[0], (3, 0));
     let folder = agent.stop().await;
-    let agent = town.agent_in(folder, vec![relay.at()]);
+    let agent = town.agent_in(folder, Relays::Configured(vec![relay.at()]));
     timeout(SOON, agent.keeper.delivered()).await.unwrap().unwrap();
     until("everything arrives", || town.hub.seqs().len() >= 3).await;
     assert_eq!(town.hub.seqs(), [1, 2, 3], "a batch was let go of by the word of a relay, or a gap came instead");
@@ -132,36 +137,27 @@ async fn a_denied_relay_is_left_and_not_dialled_again() {
     let agent = town.agent(&[&lost, &next]);
     agent.observe(2).await;
     agent.until_all_in(Place::Hub).await;
-    assert_eq!(agent.link().relay, Some(0));
+    assert_eq!(agent.link().relay, Some(lost.at()));
     let now_ms = SystemClock::new().now().wall_ms;
     let denial = Denial { name: relay_name("oslo-1").to_string(), issued_before_ms: now_ms + 3_600_000, until_ms: now_ms + 86_400_000 };
     let list = DenyList { made_ms: now_ms, denied: vec![denial] };
     let list = Signed::new(SignedKind::Deny, Version { epoch: 1, n: 1 }, list.bytes().unwrap());
     town.hub.kept.lock().unwrap().signed.push(list);
-    until("the agent is at the other relay", || agent.link().relay == Some(1)).await;
+    until("the agent is at the other relay", || agent.link().relay == Some(next.at())).await;
     agent.observe(2).await;
     agent.until_all_in(Place::Hub).await;
     // Also after a start, with the list from its disk.
     let folder = agent.stop().await;
-    let agent = town.agent_in(folder, vec![lost.at(), next.at()]);
+    let agent = town.agent_in(folder, Relays::Configured(vec![lost.at(), next.at()]));
     agent.observe(1).await;
     agent.until_all_in(Place::Hub).await;
-    assert_eq!(agent.link().relay, Some(1));
+    assert_eq!(agent.link().relay, Some(next.at()));
     agent.stop().await;
     lost.stop().await;
     next.stop().await;
 }
 
-pub async fn until(what: &str, holds: impl Fn() -> bool) {
-    let wait = async {
-        while !holds() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(SOON, wait).await.unwrap_or_else(|_| panic!("in vain: {what}"));
-}
-
-async fn say(control: &mut ControlSender, signed: Vec<u8>) {
+pub async fn say(control: &mut ControlSender, signed: Vec<u8>) {
     control.send(Down::Signed(signed.into()).frame().unwrap()).await.unwrap();
 }
 

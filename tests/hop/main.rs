@@ -14,8 +14,9 @@ use muster_agent::{
     batcher::Closed,
     journal::Journal,
     keeper::{Keeper, Keepers, Plan},
+    relays::{RelayAddress, Relays},
     spool::{BatchContext, Sealed, Sizes},
-    uplink::{Doing, Link, News, RelayAddress, Uplink},
+    uplink::{Doing, Link, News, Uplink},
 };
 use muster_certs::{Identity, Issuer, Keys, Name, Root, SystemTime};
 use muster_mesh::{
@@ -47,10 +48,11 @@ mod forging;
 #[path = "../../relay/tests/branch/hub.rs"]
 mod hub;
 mod keeping;
+mod relays;
 
 use hub::{Hub, Reply, Signing};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const DEVICE: DeviceId = DeviceId([7; 16]);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +63,7 @@ async fn a_batch_goes_from_the_agents_disk_to_the_hub_and_its_ack_comes_back() {
     agent.observe(5).await;
     agent.until_all_in(Place::Hub).await;
     assert_eq!(town.hub.seqs(), [1, 2, 3, 4, 5]);
-    assert_eq!(agent.link().relay, Some(0));
+    assert_eq!(agent.link().relay, Some(relay.at()));
     {
         let notes = agent.notes.lock().unwrap();
         assert_eq!((notes.made.len(), notes.relay.len(), notes.hub.len()), (5, 5, 5));
@@ -104,9 +106,9 @@ async fn the_next_relay_is_taken_when_the_first_is_not_there_and_a_restart_begin
     let agent = town.agent_at(vec![gone, relay.at()]);
     agent.observe(3).await;
     agent.until_all_in(Place::Hub).await;
-    assert_eq!(agent.link().relay, Some(1));
+    assert_eq!(agent.link().relay, Some(relay.at()));
     let folder = agent.stop().await;
-    let agent = town.agent_in(folder, vec![relay.at()]);
+    let agent = town.agent_in(folder, Relays::Configured(vec![relay.at()]));
     agent.observe(2).await;
     agent.until_all_in(Place::Hub).await;
     let spools: Vec<u64> = town.hub.kept.lock().unwrap().stored.values().map(Ranges::count).collect();
@@ -125,7 +127,7 @@ async fn what_was_collected_without_a_relay_is_sent_when_there_is_one() {
     agent.observe(600).await;
     assert_eq!(agent.keeper.standing().await.unwrap().waiting[0], (600, 0));
     let folder = agent.stop().await;
-    let agent = town.agent_in(folder, vec![relay.at()]);
+    let agent = town.agent_in(folder, Relays::Configured(vec![relay.at()]));
     agent.observe(1).await;
     timeout(SOON, agent.keeper.delivered()).await.unwrap().unwrap();
     agent.until_all_in(Place::Hub).await;
@@ -159,6 +161,15 @@ async fn a_policy_comes_down_and_is_not_sent_to_who_holds_it() {
     relay.stop().await;
 }
 
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, wait).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+}
+
 // --- the town ---
 
 const DOMAIN: &str = "muster.test";
@@ -177,14 +188,19 @@ impl Town {
     }
 
     async fn relay(&self, id: &str) -> Office {
+        self.relay_of("oslo", id).await
+    }
+
+    async fn relay_of(&self, site: &str, id: &str) -> Office {
+        let name = Name::Relay { site: site.to_owned(), id: id.to_owned() };
         let folder = tempfile::tempdir().unwrap();
-        let signed = self.issuer.issue(&Identity::new(DOMAIN, relay_name(id)).unwrap(), SystemClock::new().now().wall_ms).unwrap();
+        let signed = self.issuer.issue(&Identity::new(DOMAIN, name).unwrap(), SystemClock::new().now().wall_ms).unwrap();
         for (name, text) in [("relay.pem", signed.pem.as_str()), ("relay.key", signed.key_pem.as_str()), ("roots.pem", self.root.pem())] {
             let path = folder.path().join(name);
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         }
-        Office::start(folder, id.to_owned(), "127.0.0.1:0", &self.hub.address).await
+        Office::start(folder, site.to_owned(), id.to_owned(), "127.0.0.1:0", &self.hub.address).await
     }
 
     fn agent(&self, relays: &[&Office]) -> Laptop {
@@ -192,10 +208,10 @@ impl Town {
     }
 
     fn agent_at(&self, relays: Vec<RelayAddress>) -> Laptop {
-        self.agent_in(tempfile::tempdir().unwrap(), relays)
+        self.agent_in(tempfile::tempdir().unwrap(), Relays::Configured(relays))
     }
 
-    fn agent_in(&self, folder: TempDir, relays: Vec<RelayAddress>) -> Laptop {
+    fn agent_in(&self, folder: TempDir, relays: Relays) -> Laptop {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let keepers = Keepers::start(clock.clone()).unwrap();
         let notes: Arc<Mutex<Notes>> = Arc::default();
@@ -255,12 +271,13 @@ fn context(clock: &dyn Clock) -> BatchContext {
 struct Office {
     relay: Relay,
     folder: TempDir,
+    site: String,
     id: String,
     address: String,
 }
 
 impl Office {
-    async fn start(folder: TempDir, id: String, listen: &str, hub: &str) -> Office {
+    async fn start(folder: TempDir, site: String, id: String, listen: &str, hub: &str) -> Office {
         let at = |name: &str| folder.path().join(name);
         let config = Config {
             state: at("state"),
@@ -279,11 +296,15 @@ impl Office {
         };
         let relay = Relay::start(&config).await.unwrap();
         let address = relay.agents_address().to_string();
-        Office { relay, folder, id, address }
+        Office { relay, folder, site, id, address }
     }
 
     fn at(&self) -> RelayAddress {
-        RelayAddress { address: self.address.clone(), name: relay_name(&self.id) }
+        RelayAddress { address: self.address.clone(), name: self.name() }
+    }
+
+    fn name(&self) -> Name {
+        Name::Relay { site: self.site.clone(), id: self.id.clone() }
     }
 
     async fn stop(self) -> TempDir {
@@ -292,9 +313,9 @@ impl Office {
     }
 
     async fn restarted(self, town: &Town) -> Office {
-        let (id, address) = (self.id.clone(), self.address.clone());
+        let (site, id, address) = (self.site.clone(), self.id.clone(), self.address.clone());
         let folder = self.stop().await;
-        Office::start(folder, id, &address, &town.hub.address).await
+        Office::start(folder, site, id, &address, &town.hub.address).await
     }
 }
 

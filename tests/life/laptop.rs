@@ -10,8 +10,9 @@ use muster_agent::{
     batcher::Closed,
     enrolment::{ThroughRelay, VERSION},
     keeper::{Keeper, Keepers, Plan},
+    relays::Relays,
     spool::{BatchContext, Sizes},
-    uplink::{Doing, Link, NoNews, RelayAddress, Uplink},
+    uplink::{Doing, Link, NoNews, Uplink},
 };
 use muster_certs::{Keys, Name, Trusted};
 use muster_mesh::{
@@ -137,10 +138,10 @@ impl Laptop {
         let (doing, does) = watch::channel(Doing { state: State::Active, since_ms: watch.now_ms() });
         let (ask, asks) = mpsc::channel(1);
         let wake = Arc::new(Notify::new());
-        let relays = member.dial.iter().map(|dial| RelayAddress { address: dial.address.clone(), name: dial.name.parse().unwrap() });
+        let site = member.name.site().unwrap().to_owned();
         let uplink = Uplink {
             client: Client::on(self.card.clone(), &keys, Tuning::default()),
-            relays: relays.collect(),
+            relays: Relays::OfSite { site, joined: member.dial.clone() },
             keeper: keeper.clone(),
             doing: does,
             news: Arc::new(NoNews),
@@ -150,7 +151,14 @@ impl Laptop {
             link,
         };
         let (membership, standing) = watch::channel(Membership::of(&member));
-        let way = ThroughRelay { asks: ask, linked: linked.clone(), home: home.clone(), keys: keys.clone(), network: self.card.clone() };
+        let way = ThroughRelay {
+            asks: ask,
+            linked: linked.clone(),
+            home: home.clone(),
+            keys: keys.clone(),
+            papers: papers.clone(),
+            network: self.card.clone(),
+        };
         let renewing = Renewing { home, keys, papers, clock, way, wake, version: VERSION, membership };
         let stop = CancellationToken::new();
         let tasks = vec![

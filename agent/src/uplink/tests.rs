@@ -43,3 +43,11 @@ fn a_wake_dials_soon() {
     tries.ended(Duration::ZERO, &SessionEnd::Woken, 0);
     assert!(tries.next_wait(1.0) <= RETRY_FIRST);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_looks_for_its_own_relay_again_and_who_is_at_home_stays() {
+    let began = Instant::now();
+    stayed_long(true).await;
+    assert!((GUEST_FOR..2 * GUEST_FOR).contains(&began.elapsed()));
+    assert!(timeout(100 * GUEST_FOR, stayed_long(false)).await.is_err());
+}

@@ -43,7 +43,14 @@ CREATE TABLE dials (
     name TEXT NOT NULL PRIMARY KEY,  -- site/oslo/relay/oslo-1
     site TEXT NOT NULL,
     address TEXT NOT NULL,
-    door TEXT NOT NULL
+    door TEXT NOT NULL,
+    told BIGINT NOT NULL             -- 1: agents are told of it; 0: it was only awaited, or was denied
+);
+-- Whose agents may deliver at a site's relays, besides its own.
+CREATE TABLE guests (
+    site TEXT NOT NULL,
+    guest TEXT NOT NULL,
+    PRIMARY KEY (site, guest)
 );
 -- Whose signatures count under what comes down. The private halves stay with each hub.
 CREATE TABLE control_keys (
@@ -61,7 +68,7 @@ CREATE TABLE token_keys (
 );
 -- Every version of what is signed besides policies, which have a table of their own.
 CREATE TABLE papers (
-    kind BIGINT NOT NULL,            -- 3 the denied, 4 a bundle
+    kind BIGINT NOT NULL,            -- 3 the denied, 4 a bundle, 5 relays
     epoch BIGINT NOT NULL,
     n BIGINT NOT NULL,
     at_ms BIGINT NOT NULL,

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     admission::{self, AdmissionError, Owner, VALID_USUALLY, Wanted, Whom},
     hub::Hub,
+    relays::Place,
     store::{MemberRow, TokenRow},
 };
 
@@ -155,7 +156,7 @@ async fn make_token(hub: Arc<Hub>, call: Call) -> Result<Said, ApiError> {
         hub.signer.as_ref().ok_or_else(|| ApiError::Field("relay", "this hub issues no certificates; ask the one that does".into()))?;
     let whom = match (relay, owner) {
         (Some(_), Some(_)) => return Err(ApiError::Field("owner", "a relay is nobody's".into())),
-        (Some(RelayWanted { id, address, door }), None) => Whom::Relay { id, address, door },
+        (Some(RelayWanted { id, address, door }), None) => Whom::Relay { id, place: Place { address, door } },
         (None, owner) => Whom::Agents(owner.map(Owner::from)),
     };
     let valid = valid_ms.map_or(VALID_USUALLY, Duration::from_millis);

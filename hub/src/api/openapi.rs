@@ -24,6 +24,7 @@ use super::{
     pictures::PictureList,
     policy::PolicyShown,
     problem::Problem,
+    relays::{RelayNamed, RelayPlace, RelayPlaces, RelayRemoved, RelaySet, SiteGuests},
     routes::{Access, Entry, Looks, Method, Operation, REASON_HEADER, ROUTES},
     summary::SummaryShown,
 };
@@ -110,6 +111,10 @@ impl Meaning {
                 "Says whose a waiting computer is, or lets one that came back too often in once more",
             ),
             Operation::DenyMember => Meaning::taking::<Denial, Denied>("Lets nobody take a member any more"),
+            Operation::ListRelays => Meaning::giving::<RelayPlaces>("Where agents find relays, and whose agents may be guests"),
+            Operation::SetRelay => Meaning::taking::<RelaySet, RelayPlace>("Says where agents find a relay"),
+            Operation::RemoveRelay => Meaning::taking::<RelayNamed, RelayRemoved>("Leads no agent to a relay any more"),
+            Operation::SetGuests => Meaning::taking::<SiteGuests, SiteGuests>("Says whose agents a site's relays take besides its own"),
         }
     }
 

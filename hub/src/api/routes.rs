@@ -73,6 +73,10 @@ pub enum Operation {
     ListMembers,
     ApproveMember,
     DenyMember,
+    ListRelays,
+    SetRelay,
+    RemoveRelay,
+    SetGuests,
 }
 
 #[derive(Debug)]
@@ -109,6 +113,10 @@ pub const ROUTES: &[Entry] = &[
     Entry { method: Method::Get,  path: "/api/v1/members",                                  access: Access::Admin,  operation: Operation::ListMembers,      looks: Looks::Written,    query: &["after", "limit"] },
     Entry { method: Method::Post, path: "/api/v1/members/approve",                          access: Access::Admin,  operation: Operation::ApproveMember,    looks: Looks::Written,    query: &[] },
     Entry { method: Method::Post, path: "/api/v1/members/deny",                             access: Access::Admin,  operation: Operation::DenyMember,       looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Get,  path: "/api/v1/relays",                                   access: Access::Admin,  operation: Operation::ListRelays,       looks: Looks::Never,      query: &[] },
+    Entry { method: Method::Post, path: "/api/v1/relays/set",                               access: Access::Admin,  operation: Operation::SetRelay,         looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Post, path: "/api/v1/relays/remove",                            access: Access::Admin,  operation: Operation::RemoveRelay,      looks: Looks::Written,    query: &[] },
+    Entry { method: Method::Post, path: "/api/v1/relays/guests",                            access: Access::Admin,  operation: Operation::SetGuests,        looks: Looks::Written,    query: &[] },
 ];
 
 impl Operation {
@@ -135,6 +143,10 @@ impl Operation {
             Operation::ListMembers => "listMembers",
             Operation::ApproveMember => "approveMember",
             Operation::DenyMember => "denyMember",
+            Operation::ListRelays => "listRelays",
+            Operation::SetRelay => "setRelay",
+            Operation::RemoveRelay => "removeRelay",
+            Operation::SetGuests => "setGuests",
         }
     }
 }

@@ -13,6 +13,7 @@ use muster_mesh::{
 use crate::{
     admission::{self, AdmissionError, Owner, USES_MAX, VALID_MAX, VALID_MIN, Wanted, Whom},
     config::Config,
+    relays::Place,
     report, running,
     store::{Grant, MemberRow, MemberStanding, Store, TokenRow},
 };
@@ -114,7 +115,7 @@ pub async fn token(config: &Config, verb: TokenVerb) -> anyhow::Result<()> {
             make(config, &store, wanted, out.file).await
         }
         TokenVerb::Relay { site, id, address, door, out } => {
-            let wanted = Wanted { site, whom: Whom::Relay { id, address, door }, uses: 1, valid: out.valid, made_by };
+            let wanted = Wanted { site, whom: Whom::Relay { id, place: Place { address, door } }, uses: 1, valid: out.valid, made_by };
             make(config, &store, wanted, out.file).await
         }
         TokenVerb::List => list_tokens(&store).await,
@@ -223,10 +224,12 @@ fn standing(member: &MemberRow) -> &'static str {
 }
 
 /// As somebody at a terminal is told.
-fn complaint(error: AdmissionError) -> anyhow::Error {
+pub fn complaint(error: AdmissionError) -> anyhow::Error {
     match error {
         AdmissionError::Wrong { what, todo, .. } => Complaint::new(what, todo).into(),
-        AdmissionError::Unknown(name) => Complaint::new(format!("{name} was never enrolled here"), "See: muster-hub member list").into(),
+        AdmissionError::Unknown(name) => {
+            Complaint::new(format!("{name} isn't known here"), "See: muster-hub member list, muster-hub relay list").into()
+        }
         AdmissionError::Store(error) => error.into(),
     }
 }

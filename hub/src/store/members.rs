@@ -102,15 +102,6 @@ pub struct CertificateRow {
     pub not_after_ms: i64,
 }
 
-/// Where others find a relay.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DialRow {
-    pub name: String,
-    pub site: String,
-    pub address: String,
-    pub door: String,
-}
-
 const TOKEN: &str = "id, secret, role, site, relay, person, display, uses_left, made_ms, ends_ms, made_by";
 const MEMBER: &str = "name, device_key, join_state, approved, token, joined_ms, version, allowed, waits_ms, cloned_ms, denied_ms";
 const CERTIFICATE: &str = "public_key, name, serial, issuer, chain, recovery, issued_ms, not_after_ms";
@@ -182,29 +173,6 @@ impl Store {
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(&self.readers).await?;
         rows.iter().map(certificate_row).collect()
-    }
-
-    /// Where relays of a site are found, in the order of their names.
-    pub async fn dials(&self, site: &str) -> Result<Vec<DialRow>, StoreError> {
-        let select = "SELECT name, site, address, door FROM dials WHERE site = $1 ORDER BY name";
-        let rows = sqlx::query(select).bind(site).fetch_all(&self.readers).await?;
-        rows.iter()
-            .map(|row| Ok(DialRow { name: row.try_get(0)?, site: row.try_get(1)?, address: row.try_get(2)?, door: row.try_get(3)? }))
-            .collect()
-    }
-
-    pub async fn set_dial(&self, dial: &DialRow) -> Result<(), StoreError> {
-        let mut writing = self.write().await?;
-        let upsert = "INSERT INTO dials (name, site, address, door) VALUES ($1, $2, $3, $4) \
-                      ON CONFLICT (name) DO UPDATE SET address = excluded.address, door = excluded.door";
-        sqlx::query(upsert)
-            .bind(dial.name.clone())
-            .bind(dial.site.clone())
-            .bind(dial.address.clone())
-            .bind(dial.door.clone())
-            .execute(&mut *writing.transaction)
-            .await?;
-        writing.commit().await
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
 pub struct AgentSide {
     spools: BTreeMap<SpoolId, Spool>,
     relay: Option<Relay>,
-    /// How often each relay returned a number; relays are numbered as they stand in the configuration.
+    /// How often each relay returned a number; each relay has a number of its own, by its name.
     returns: BTreeMap<(usize, SpoolId, u64), u8>,
     /// The highest epoch of a hub that this agent knows.
     epoch: u32,
@@ -285,7 +285,7 @@ impl AgentSide {
 
     // --- the connection ---
 
-    /// A Welcome came from the relay with this place in the configuration. Numbers that were never given raise an alarm.
+    /// A Welcome came from the relay with this number of its own. Numbers that were never given raise an alarm.
     pub fn on_welcome(&mut self, relay: usize, welcome: &Welcome) -> Vec<CloneAlarm> {
         let kept = match self.relay.take() {
             Some(old) if !self.rules.claims_end_with_the_connection => old.claims,

@@ -11,8 +11,9 @@ use anyhow::Context;
 use muster_agent::{
     batcher::{Batcher, Closed},
     keeper::{Keeper, Keepers, Plan},
+    relays::{RelayAddress, Relays},
     spool::{BatchContext, Sizes},
-    uplink::{Doing, Link, NoNews, RelayAddress, Uplink},
+    uplink::{Doing, Link, NoNews, Uplink},
 };
 use muster_certs::{Keys, Role, SystemTime};
 use muster_mesh::{
@@ -63,6 +64,8 @@ pub async fn run(args: cli::Run) -> anyhow::Result<Outcome> {
     let album = Arc::new(Album::draw(args.pictures)?);
     let keepers = Keepers::start(clock.clone()).context("the keeper's thread doesn't start")?;
     let stop = CancellationToken::new();
+    let relays: Vec<RelayAddress> =
+        args.relays.iter().map(|(address, name)| RelayAddress { address: address.clone(), name: name.clone() }).collect();
     let (mut uplinks, mut days, mut waiting) = (JoinSet::new(), JoinSet::new(), Vec::new());
     let mut sockets: Option<Client> = None;
     for (number, device) in devices.iter().enumerate() {
@@ -73,7 +76,7 @@ pub async fn run(args: cli::Run) -> anyhow::Result<Outcome> {
         let (doing, state) = watch::channel(Doing { state: State::Active, since_ms: clock.now().wall_ms });
         let uplink = Uplink {
             client,
-            relays: args.relays.iter().map(|(address, name)| RelayAddress { address: address.clone(), name: name.clone() }).collect(),
+            relays: Relays::Configured(relays.clone()),
             keeper: keeper.clone(),
             doing: state,
             news: Arc::new(NoNews),
