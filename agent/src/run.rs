@@ -44,6 +44,7 @@ use crate::{
     enrolment::{ASKS_WAITING_MAX, ThroughRelay, VERSION},
     keeper::{Keeper, Keepers, Plan},
     news::{self, Newest},
+    relays::RelayAddress,
     shots::{
         Narrowing, Shots,
         album::{ALBUM_BYTES_MAX, Album},
@@ -83,6 +84,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let wake = Arc::new(Notify::new());
     let (ask, asks) = mpsc::channel(ASKS_WAITING_MAX);
     let (heard, hearing) = watch::channel(in_force.borrow().clone());
+    let ways = {
+        let (relays, papers) = (relays.clone(), papers.clone());
+        Box::new(move || relays.now(&papers))
+    };
     let uplink = Uplink {
         client: Client::new(&keys),
         relays,
@@ -119,7 +124,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let answers = Answers {
         asker,
         clock,
-        whereabouts: Arc::new(Queue { keeper, linked, site, standing }),
+        whereabouts: Arc::new(Queue { keeper, linked, site, ways, standing }),
         state: state.path().to_path_buf(),
         diary,
         collecting: collecting.clone(),
@@ -315,6 +320,8 @@ struct Queue {
     linked: watch::Receiver<Link>,
     /// Where this computer belongs.
     site: String,
+    /// Which relays it would dial now.
+    ways: Box<dyn Fn() -> Vec<RelayAddress> + Send + Sync>,
     standing: watch::Receiver<Membership>,
 }
 
@@ -323,6 +330,20 @@ fn membership_lines(membership: &Membership) -> Vec<String> {
     let waits = "This computer waits for an admin to say whose it is: nothing is observed until then.";
     let waits = (!membership.is_approved()).then(|| waits.to_owned());
     waits.into_iter().chain(membership.trouble.as_ref().map(|why| format!("Its certificate couldn't be renewed yet: {why}."))).collect()
+}
+
+impl Queue {
+    /// Where it goes, and where else. None: there is one way.
+    fn ways_line(&self) -> Option<String> {
+        let shown = |relay: &RelayAddress| match &relay.name {
+            Name::Relay { site, id } if *site != self.site => format!("{site}'s {id}"),
+            Name::Relay { id, .. } => id.clone(),
+            other => other.to_string(),
+        };
+        let mut ways: Vec<String> = (self.ways)().iter().map(shown).collect();
+        ways.dedup();
+        (ways.len() > 1).then(|| format!("Its relays, in order: {}.", ways.join(", ")))
+    }
 }
 
 impl Whereabouts for Queue {
@@ -348,7 +369,7 @@ impl Whereabouts for Queue {
             0 => None,
             n => Some(format!("{n} messages claimed to be the hub's and weren't; they were ignored.")),
         };
-        let lines = [said].into_iter().chain(unproven).chain(membership_lines(&self.standing.borrow()));
+        let lines = [said].into_iter().chain(self.ways_line()).chain(unproven).chain(membership_lines(&self.standing.borrow()));
         lines.collect::<Vec<_>>().join("\n")
     }
 

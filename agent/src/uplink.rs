@@ -297,7 +297,7 @@ impl Uplink {
             () = self.last_words(stop) => Err(SessionEnd::Stopped),
             () = self.wake.notified() => Err(SessionEnd::Woken),
             () = self.papers.until_denied(&connection.peer().leaf) => Err(SessionEnd::Denied),
-            () = stayed_long(self.client.site().as_deref() != connection.peer().site()) => Err(SessionEnd::Home),
+            () = over(visit(self.client.site().as_deref(), connection.peer().site())) => Err(SessionEnd::Home),
         };
         let end = match ended {
             Err(end) => end,
@@ -447,11 +447,15 @@ struct Welcomed {
     fault: oneshot::Receiver<Fault>,
 }
 
-/// Until a guest has stayed for long; who is at home stays for ever.
-async fn stayed_long(is_guest: bool) {
-    match is_guest {
-        true => sleep(GUEST_FOR + chance::jitter(GUEST_FOR)).await,
-        false => pending().await,
+/// How long an agent of `home` stays at a relay of another site. None: it is at home, for as long as it likes.
+fn visit(home: Option<&str>, at: Option<&str>) -> Option<Duration> {
+    (home != at).then(|| GUEST_FOR + chance::jitter(GUEST_FOR))
+}
+
+async fn over(visit: Option<Duration>) {
+    match visit {
+        Some(length) => sleep(length).await,
+        None => pending().await,
     }
 }
 

@@ -173,15 +173,18 @@ impl Papers {
         let list = RelayList::read(&signed.body)?;
         self.keys.signed_at(list.made_ms);
         let mut inner = self.lock();
-        let is_news = inner.relays.0 < signed.version;
-        if is_news {
+        let is_newer = inner.relays.0 < signed.version;
+        // Also under another signature, after the end of a control key.
+        let is_news = is_newer || inner.newest_of(signed.kind).is_none();
+        if is_newer {
             inner.signed_ms = list.made_ms.max(inner.signed_ms);
             inner.relays = (signed.version, Arc::new(list));
             self.changes.send_replace(());
         }
         drop(inner);
-        // Also one that is known: under another signature, after the end of a control key.
-        self.keep(&signed, bytes);
+        if is_news {
+            self.keep(&signed, bytes);
+        }
         Ok(Paper { signed, is_news })
     }
 
@@ -402,6 +405,7 @@ mod tests {
     use crate::{
         control_key::ControlKey,
         message::{Bundle, ControlChain, Denial},
+        relay_list::SiteRelays,
     };
 
     const NOW: i64 = 1_800_000_000_000;
@@ -457,6 +461,44 @@ mod tests {
         assert!(paper.is_news);
         papers.keep(&paper.signed, &again);
         assert_eq!(other.open(folder.path()).newest(SignedKind::Policy), Some(again));
+    }
+
+    #[test]
+    fn the_newest_list_of_relays_is_gone_by_and_outlives_the_program_and_the_key_that_signed_it() {
+        let (hub, folder) = (Hub::new(), tempfile::tempdir().unwrap());
+        let papers = hub.open(folder.path());
+        papers.take(&hub.bundle(1), NOW).unwrap();
+        let guests = |papers: &Papers| papers.relay_list().sites.get("oslo").map(|site| site.guests.join(" "));
+        assert!(papers.take(&hub.relays(5, "home"), NOW).unwrap().is_news);
+        assert!(!papers.take(&hub.relays(5, "home"), NOW).unwrap().is_news);
+        assert!(!papers.take(&hub.relays(4, "bergen"), NOW).unwrap().is_news, "an older list");
+        assert!(papers.take(&hub.sign(SignedKind::Relays, 1, 6, b"rubbish"), NOW).is_err());
+        for papers in [&papers, &hub.open(folder.path())] {
+            assert_eq!(guests(papers).as_deref(), Some("home"));
+            assert_eq!(papers.version(SignedKind::Relays), Version { epoch: 1, n: 5 });
+        }
+        // Its key counts no more: the list is gone by, isn't shown to anybody, and comes again under another signature.
+        let (key, chain) = ControlKey::issue(&hub.issuer, 2, NOW).unwrap();
+        let other = Hub { key, chain, ..hub };
+        papers.take(&other.bundle(2), NOW).unwrap();
+        assert_eq!((guests(&papers).as_deref(), papers.newest(SignedKind::Relays)), (Some("home"), None));
+        let again = other.relays(5, "home");
+        assert!(papers.take(&again, NOW).unwrap().is_news);
+        assert_eq!(papers.newest(SignedKind::Relays), Some(again));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_guest_to_be_none_is_told() {
+        let hub = Hub::new();
+        let papers = Papers::in_memory(hub.keys());
+        papers.take(&hub.bundle(1), NOW).unwrap();
+        papers.take(&hub.relays(1, "home"), NOW).unwrap();
+        let gone = papers.until(|papers| !papers.relay_list().takes("oslo", "home"));
+        let told = async {
+            tokio::task::yield_now().await;
+            papers.take(&hub.relays(2, "bergen"), NOW).unwrap();
+        };
+        tokio::join!(gone, told);
     }
 
     #[test]
@@ -535,6 +577,12 @@ mod tests {
             let denial = |name: &&str| Denial { name: relay(name).to_string(), issued_before_ms: NOW + 1_000, until_ms: NOW + YEAR_MS };
             let list = DenyList { made_ms: NOW, denied: names.iter().map(denial).collect() };
             self.sign(SignedKind::Deny, epoch, n, &list.bytes().unwrap())
+        }
+
+        fn relays(&self, n: u32, guest: &str) -> Bytes {
+            let site = SiteRelays { guests: vec![guest.to_owned()], ..SiteRelays::default() };
+            let list = RelayList { made_ms: NOW, sites: [("oslo".to_owned(), site)].into() };
+            self.sign(SignedKind::Relays, 1, n, &list.bytes().unwrap())
         }
 
         fn check(&self, papers: &Papers, id: &str) -> Result<(), LeafError> {

@@ -146,6 +146,15 @@ impl<D: Directory> Buffer<D> {
         if self.sync.is_in_flight() {
             return Ok(None);
         }
+        let posted = self.read_post(bytes_max, now_ms, gone);
+        if posted.is_err() {
+            // Nothing of it leaves, so nobody will say what became of it.
+            self.failed();
+        }
+        posted
+    }
+
+    fn read_post(&mut self, bytes_max: usize, now_ms: i64, gone: &mut Gone) -> Result<Option<Post>, DirectoryError> {
         let (mut entries, mut sent, mut bytes) = (Vec::new(), Vec::new(), 0);
         let mut upto = self.next_place(now_ms);
         // One read ends with its segment: several make a POST.
@@ -212,18 +221,34 @@ impl<D: Directory> Buffer<D> {
 
     /// The hub took the POST with this number and returned some of its envelopes. Names what agents must hear.
     pub fn taken(&mut self, number: u64, returned: &[(u32, ReturnReason)], now_ms: i64) -> Result<Gone, DirectoryError> {
+        let Some(sent) = self.post.take() else { return Ok(Gone::default()) };
+        let gone = match self.disown(&sent, returned) {
+            Ok(gone) => gone,
+            Err(error) => {
+                // It is sent again, and returned again.
+                self.sync.failed();
+                return Err(error);
+            }
+        };
+        if self.sync.taken(number) {
+            self.next_place(now_ms);
+            match self.save(false) {
+                // It may be old: that costs repeats after a restart, and agents hear what is gone all the same.
+                Err(DirectoryError::Full) => {}
+                saved => saved?,
+            }
+        }
+        Ok(gone)
+    }
+
+    fn disown(&mut self, sent: &[Sent], returned: &[(u32, ReturnReason)]) -> Result<Gone, DirectoryError> {
         let mut gone = Gone::default();
-        let Some(sent) = self.post.take() else { return Ok(gone) };
         // What the hub returned is disowned on the disk before the position moves past it.
         for &(index, why) in returned {
             let Some(envelope) = sent.get(index as usize) else { continue };
             self.queue.disown(envelope.position.segment, envelope.device, envelope.spool, envelope.seq)?;
             let numbers = muster_mesh::ranges::Ranges::of(envelope.seq, envelope.seq);
             gone.returned.push((Lost { device: envelope.device, spool: envelope.spool, numbers }, why));
-        }
-        if self.sync.taken(number) {
-            self.next_place(now_ms);
-            self.save(false)?;
         }
         Ok(gone)
     }
@@ -307,3 +332,6 @@ pub fn facts(facts: &Facts) -> Bytes {
     // Facts are five small fields: encoding them has no failing case.
     facts.bytes().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

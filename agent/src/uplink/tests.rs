@@ -44,10 +44,10 @@ fn a_wake_dials_soon() {
     assert!(tries.next_wait(1.0) <= RETRY_FIRST);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_guest_looks_for_its_own_relay_again_and_who_is_at_home_stays() {
-    let began = Instant::now();
-    stayed_long(true).await;
-    assert!((GUEST_FOR..2 * GUEST_FOR).contains(&began.elapsed()));
-    assert!(timeout(100 * GUEST_FOR, stayed_long(false)).await.is_err());
+#[test]
+fn a_guest_looks_for_its_own_relay_again_and_who_is_at_home_stays() {
+    assert_eq!(visit(Some("oslo"), Some("oslo")), None);
+    let lengths: Vec<Duration> = (0..100).map(|_| visit(Some("oslo"), Some("bergen")).unwrap()).collect();
+    assert!(lengths.iter().all(|length| (GUEST_FOR..2 * GUEST_FOR).contains(length)));
+    assert!(lengths.iter().any(|length| *length != lengths[0]), "a whole branch would leave together");
 }
