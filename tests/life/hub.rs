@@ -20,6 +20,7 @@ use muster_certs::{
 };
 use muster_hub::{
     admission::{self, Owner, Wanted, Whom},
+    relays::Place,
     signer::{HubAt, Lives, Signer},
     store::Store,
 };
@@ -157,7 +158,7 @@ impl Hub {
     // --- letting in ---
 
     pub async fn token_for_relay(&self, site: &str, id: &str, ip: IpAddr) -> JoinToken {
-        self.token(site, Whom::Relay { id: id.to_owned(), address: ip.to_string(), door: None }).await
+        self.token(site, Whom::Relay { id: id.to_owned(), place: Place { address: ip.to_string(), door: None } }).await
     }
 
     pub async fn token_for_agent(&self, site: &str, person: &str) -> JoinToken {
