@@ -25,8 +25,8 @@ fn a_branch_in_1970_and_one_ten_minutes_ahead_get_back_on_line() {
 
         // Off for so short a time that no certificate ends; meanwhile the others' are renewed, by a new issuing CA.
         world.power_fails_in_oslo().await;
-        world.hub.rotate(Kind::Issuing, &world.bundles()).await;
-        world.hub.rotate(Kind::Issuing, &world.bundles()).await;
+        world.hub.rotate(Kind::Issuing).await;
+        world.hub.rotate(Kind::Issuing).await;
         sleep(7 * MINUTE).await;
         let before = world.in_oslo().await;
         world.hub.unreachable.lock().unwrap().insert(world.offices[0].card.ip);

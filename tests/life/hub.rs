@@ -1,26 +1,27 @@
-//! Async: the hub of a world: the real signer over a real database and a real CA folder, TLS as it is, and a ledger of what came.
+//! Async: the hub of a world: the hub's own signer, control and report over a real database and a real CA folder, TLS as it is, and a ledger of
+//! what came.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::ready,
     net::IpAddr,
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
 use muster_certs::{
-    Ca, CaError, DIALLED_NAME, Keys, Member, Name, Report, Role, Trusted, check_dialled, check_peer, client_config, door_config,
-    issue_control,
-    leaf::issuer_key,
-    material::certificates,
+    Ca, CaError, DIALLED_NAME, Keys, Member, Name, Report, Role, Time, Trusted, check_dialled, check_peer, client_config, door_config,
+    files,
+    pair::Pair,
     rotation::{Kind, Phase, RotationError},
     server_config, stranger_config,
 };
 use muster_hub::{
     admission::{self, Owner, Wanted, Whom},
+    control::{Control, Own, Renews},
+    own_leaf::OwnLeaf,
     relays::Place,
+    report::report,
     signer::{HubAt, Lives, Signer},
     store::Store,
 };
@@ -29,7 +30,7 @@ use muster_mesh::{
     ids::{DeviceId, SpoolId, Version},
     join::JoinToken,
     limits,
-    message::{Answer, Bundle, ControlChain, HeldVersion, HubAck, PostHead, Posted, Signed, SignedKind, Taken, Verdict},
+    message::{Answer, HubAck, MessageError, PostHead, Posted, Signed, SignedKind, Taken, Verdict},
     ranges::Ranges,
     record::Kind as Recorded,
     seal::SealKey,
@@ -52,29 +53,21 @@ const ROUND_TRIP: Duration = Duration::from_millis(60);
 const VALID: Duration = Duration::from_secs(86_400);
 
 pub struct Hub {
-    folder: TempDir,
+    _folder: TempDir,
     store: Arc<Store>,
+    /// A way of our own to its rows.
     look: tokio::sync::Mutex<AnyConnection>,
     clock: Watch,
     pub keys: Arc<Keys>,
-    seal: Vec<u8>,
-    lives: Lives,
-    control: ControlKey,
-    control_pem: String,
+    signer: Arc<Signer>,
+    own_leaf: OwnLeaf,
+    control: Control,
+    /// The CA's folder, as ops use it.
     ca: Mutex<Ca>,
-    /// Follows the CA's folder.
-    leads: Mutex<Leads>,
     ledger: Mutex<Ledger>,
     network: Network,
     /// For whom the line to the hub alone is cut.
     pub unreachable: Mutex<BTreeSet<IpAddr>>,
-}
-
-/// What the CA's folder said last.
-#[derive(Clone)]
-struct Leads {
-    signer: Arc<Signer>,
-    bundle: Signed,
 }
 
 /// What came.
@@ -87,8 +80,6 @@ pub struct Ledger {
     pub serials: BTreeMap<Name, BTreeSet<String>>,
     /// Handshakes that came to nothing, and why.
     pub refused: Vec<String>,
-    /// Steps of a rotation that were refused because somebody would have been cut off.
-    pub held_up: u32,
     /// Rotations that came to their end, of the issuing CA and of the root.
     pub rotated: [u32; 2],
     pub keys_destroyed: usize,
@@ -110,29 +101,35 @@ pub struct Issued {
 impl Hub {
     pub async fn open(clock: Watch, lives: Lives, network: &Network) -> Arc<Hub> {
         let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().join("ca");
-        let ca = Ca::init_at(&at, DOMAIN, Arc::new(clock.clone())).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let time: Time = Arc::new(clock.clone());
+        let ca = Ca::init_at(&at("ca"), DOMAIN, time.clone()).unwrap();
+        let (pair, roots) = (Pair { certificate: at("hub.pem"), key: at("hub.key") }, at("roots.pem"));
         let own = ca.issue_hub("hub-1").unwrap();
-        let keys = Keys::from_pem(&own.pem, &own.key_pem, ca.roots_pem(), Role::Hub, Arc::new(clock.clone())).unwrap();
-        let url = format!("sqlite://{}", folder.path().join("muster.db").display());
+        files::write_public(&pair.certificate, own.pem.as_bytes()).unwrap();
+        files::write_secret(&pair.key, own.key_pem.as_bytes()).unwrap();
+        files::write_public(&roots, ca.roots_pem().as_bytes()).unwrap();
+        let keys = Keys::load(&pair.certificate, &pair.key, &roots, Role::Hub, time.clone()).unwrap();
+        let url = format!("sqlite://{}", at("muster.db").display());
         let store = Arc::new(Store::open(&url).await.unwrap());
-        let look = AnyConnection::connect(&url).await.unwrap().into();
-        let seal = SealKey::generate().unwrap().to_bytes();
-        let control_pem = muster_certs::KeyRequest::generate().unwrap().key_pem;
-        let control = ControlKey::from_pem(1, &control_pem).unwrap();
-        let leads = Leads::read(&at, &clock, &store, &seal, lives, &control_pem, 1);
+        let hub = HubAt { name: keys.identity().name, address: "hub:8444".to_owned(), door: "hub:8445".to_owned() };
+        let seal = SealKey::generate().unwrap();
+        let signing = Ca::open_at(&at("ca"), time).unwrap();
+        let signer = Arc::new(Signer::new(store.clone(), Arc::new(clock.clone()), signing, seal, lives, hub));
+        let key_pem = muster_certs::KeyRequest::generate().unwrap().key_pem;
+        let (key, chain) = (ControlKey::from_pem(1, &key_pem).unwrap(), signer.control_chain(1, &key_pem).unwrap());
+        let own = Own { key, chain, renews: Some(Renews::Signer { signer: signer.clone(), key_pem, state: folder.path().to_owned() }) };
+        let control = Control::open(store.clone(), keys.clone(), own, false, clock.now_ms()).await.unwrap();
         Arc::new(Hub {
-            folder,
+            look: AnyConnection::connect(&url).await.unwrap().into(),
+            own_leaf: OwnLeaf::new(signer.clone(), keys.clone(), pair, roots),
+            _folder: folder,
             store,
-            look,
             clock,
             keys,
-            seal,
-            lives,
+            signer,
             control,
-            control_pem,
             ca: Mutex::new(ca),
-            leads: Mutex::new(leads),
             ledger: Mutex::default(),
             network: network.clone(),
             unreachable: Mutex::default(),
@@ -147,14 +144,6 @@ impl Hub {
         self.ledger.lock().unwrap()
     }
 
-    fn leads(&self) -> Leads {
-        self.leads.lock().unwrap().clone()
-    }
-
-    fn folder_of_ca(&self) -> PathBuf {
-        self.folder.path().join("ca")
-    }
-
     // --- letting in ---
 
     pub async fn token_for_relay(&self, site: &str, id: &str, ip: IpAddr) -> JoinToken {
@@ -167,7 +156,7 @@ impl Hub {
 
     async fn token(&self, site: &str, whom: Whom) -> JoinToken {
         let wanted = Wanted { site: site.to_owned(), whom, uses: 1, valid: VALID, made_by: "test".to_owned() };
-        let made = admission::token(&self.store, &self.leads().signer, wanted).await.unwrap();
+        let made = admission::token(&self.store, &self.signer, wanted).await.unwrap();
         self.store.add_token(&made.row).await.unwrap();
         made.text.parse().unwrap()
     }
@@ -195,36 +184,38 @@ impl Hub {
 
     // --- rotating ---
 
-    /// The next step of a rotation, as an admin takes it. `bundles`: whose roots are those of the CA's folder. False: somebody would be cut off.
-    pub async fn rotate(&self, kind: Kind, bundles: &BTreeMap<Name, String>) -> bool {
-        let report = self.report(bundles).await;
+    /// The next step of a rotation, as an admin takes it. False: somebody would be cut off.
+    pub async fn rotate(&self, kind: Kind) -> bool {
+        let report = self.report().await;
+        let has_moved = self.step(kind, &report);
+        self.look().await;
+        has_moved
+    }
+
+    fn step(&self, kind: Kind, report: &Report) -> bool {
         let mut ca = self.ca.lock().unwrap();
         let root = ca.root_folder();
         let turning = ca.state().turn.as_ref().map(|turn| turn.kind());
         let moved = match (turning, kind) {
             (None, Kind::Issuing) => ca.start_issuing(&root),
             (None, Kind::Root) => ca.start_root(&root),
-            (Some(_), _) => ca.advance(Some(&report), false),
+            (Some(_), _) => ca.advance(Some(report), false),
         };
         let moved = match moved {
             Ok(moved) => moved,
-            Err(CaError::Rotation(RotationError::CutsOff(_))) => {
-                self.ledger().held_up += 1;
-                return false;
-            }
+            Err(CaError::Rotation(RotationError::CutsOff(_))) => return false,
             Err(error) => panic!("{error}"),
         };
         self.ledger().keys_destroyed += moved.destroyed.len();
         if let Some(kind) = turning.filter(|_| ca.state().turn.is_none()) {
             self.ledger().rotated[usize::from(kind == Kind::Root)] += 1;
         }
-        self.follow(&ca);
         true
     }
 
     /// Who holds a certificate of another CA than the one that issues now.
     pub async fn not_moved(&self) -> Vec<String> {
-        let report = self.report(&BTreeMap::new()).await;
+        let report = self.report().await;
         let moved = |member: &Member| member.issuer_key == report.signer_key;
         report.members.iter().filter(|member| !moved(member)).map(|member| member.name.clone()).collect()
     }
@@ -238,38 +229,16 @@ impl Hub {
         self.ca.lock().unwrap().state().turn.is_some()
     }
 
-    /// What a running hub takes up from its CA's folder: who issues, which roots count; and its own certificate, which ops renew.
-    fn follow(&self, ca: &Ca) {
-        let own = ca.reissue(&[self.name()]).unwrap();
-        self.keys.replace_pem(&own[0].pem, &own[0].key_pem, ca.roots_pem()).unwrap();
-        ca.replaced(&own).unwrap();
-        let mut leads = self.leads.lock().unwrap();
-        let version = leads.bundle.version.n + 1;
-        *leads = Leads::read(&self.folder_of_ca(), &self.clock, &self.store, &self.seal, self.lives, &self.control_pem, version);
+    async fn report(&self) -> Report {
+        report(&self.store, DOMAIN, self.clock.now_ms()).await.unwrap()
     }
 
-    /// What `muster-hub member list --json` says.
-    async fn report(&self, bundles: &BTreeMap<Name, String>) -> Report {
-        let select = "SELECT name, chain, serial, not_after_ms FROM certificates AS it \
-                      WHERE issued_ms = (SELECT MAX(issued_ms) FROM certificates WHERE name = it.name)";
-        let rows = sqlx::query(select).fetch_all(&mut *self.look.lock().await).await.unwrap();
-        let ca = self.ca.lock().unwrap();
-        let member = |row: &sqlx::any::AnyRow| {
-            let (name, chain): (String, String) = (row.get(0), row.get(1));
-            let leaf = certificates("certificate", &chain, 4).unwrap().remove(0);
-            let has_newest = bundles.get(&name.parse().unwrap()).is_some_and(|roots| roots == ca.roots_pem());
-            Member {
-                name,
-                bundle_version: Some(if has_newest { ca.bundle_version() } else { ca.bundle_version() - 1 }),
-                issuer_key: issuer_key(&leaf).unwrap(),
-                serial: Some(row.get(2)),
-                not_after_ms: Some(row.get(3)),
-                last_seen_ms: Some(self.clock.now_ms()),
-                denied: false,
-            }
-        };
-        let signer_key = Some(ca.state().issuer().key.clone());
-        Report { domain: DOMAIN.to_owned(), at_ms: self.clock.now_ms(), signer_key, members: rows.iter().map(member).collect() }
+    /// What a running hub does each second.
+    async fn look(&self) {
+        self.signer.look().await.unwrap();
+        let now_ms = self.clock.now_ms();
+        self.own_leaf.look(now_ms).unwrap();
+        self.control.look(now_ms).await.unwrap();
     }
 
     // --- being asked ---
@@ -282,25 +251,25 @@ impl Hub {
         check_dialled(chain(there.get_ref().1.peer_certificates()), keys, &self.name()).map_err(|error| error.to_string())?;
         let relay =
             check_peer(chain(here.get_ref().1.peer_certificates()), &self.keys, &[Role::Relay]).map_err(|error| error.to_string())?;
-        self.ledger().serials.entry(relay.identity.name).or_default().insert(relay.serial);
+        let name = relay.identity.name;
+        self.ledger().serials.entry(name.clone()).or_default().insert(relay.serial);
         match errand {
             Errand::Ask(ask) => carried(&mut there, &mut here, &ask, |ask| self.answer(ask)).await,
             Errand::Post(body) => {
-                carried(&mut there, &mut here, &body, |body| ready(self.take(body.into()).bytes().unwrap().to_vec())).await
+                carried(&mut there, &mut here, &body, async |body| self.take(&name, body.into()).await.bytes().unwrap().to_vec()).await
             }
         }
     }
 
     /// Somebody without a certificate asks at the door.
-    pub async fn ask_at_door(&self, from: IpAddr, trusted: &Trusted, time: muster_certs::Time, ask: &[u8]) -> Result<Vec<u8>, String> {
+    pub async fn ask_at_door(&self, from: IpAddr, trusted: &Trusted, time: Time, ask: &[u8]) -> Result<Vec<u8>, String> {
         let client = stranger_config(trusted, &self.name(), time, ALPN).unwrap();
         let (mut there, mut here) = self.connect(from, client, door_config(&self.keys, ALPN).unwrap()).await?;
         carried(&mut there, &mut here, ask, |ask| self.answer(ask)).await
     }
 
     async fn answer(&self, ask: Vec<u8>) -> Vec<u8> {
-        let signer = self.leads().signer;
-        signer.answer(&ask).await.bytes().unwrap()
+        self.signer.answer(&ask).await.bytes().unwrap()
     }
 
     async fn connect(&self, from: IpAddr, client: rustls::ClientConfig, server: ServerConfig) -> Result<Lines, String> {
@@ -321,8 +290,15 @@ impl Hub {
         }
     }
 
-    fn take(&self, body: Bytes) -> Answer {
+    async fn take(&self, relay: &Name, body: Bytes) -> Answer {
         let (head, posted) = PostHead::read(body).unwrap();
+        let now_ms = self.clock.now_ms();
+        self.control.held(&relay.to_string(), &head.versions, now_ms, head.relay_ms).await.unwrap();
+        let (versions, signed) = (self.control.versions(&[]), self.control.newer_than(&head.versions, &[]).unwrap());
+        Answer::Taken(Taken { versions, signed, ..self.keep(&head, posted) })
+    }
+
+    fn keep(&self, head: &PostHead, posted: Vec<Result<Posted, MessageError>>) -> Taken {
         let mut taken = Taken { number: head.number, ..Taken::default() };
         let mut asked: BTreeMap<(DeviceId, SpoolId), u64> = head.asks.iter().map(|ask| ((ask.device, ask.spool), ask.from)).collect();
         let mut ledger = self.ledger();
@@ -337,12 +313,7 @@ impl Hub {
             let ack = Signed { device: Some(device), spool: Some(spool), ..Signed::new(SignedKind::Ack, Version { epoch: 1, n: 0 }, body) };
             taken.acks.push(self.control.sign(&ack).unwrap());
         }
-        let bundle = self.leads().bundle;
-        taken.versions = vec![HeldVersion { kind: bundle.kind, version: bundle.version }];
-        if !head.versions.iter().any(|held| held.kind == bundle.kind && held.version >= bundle.version) {
-            taken.signed.push(self.control.sign(&bundle).unwrap());
-        }
-        Answer::Taken(taken)
+        taken
     }
 }
 
@@ -373,21 +344,6 @@ async fn carried<F: Future<Output = Vec<u8>>>(
     };
     let (answered, said) = tokio::join!(asking, answering);
     said.and(answered).map_err(|error| error.to_string())
-}
-
-impl Leads {
-    fn read(at: &std::path::Path, clock: &Watch, store: &Arc<Store>, seal: &[u8], lives: Lives, control_pem: &str, version: u32) -> Leads {
-        let ca = Ca::open_at(at, Arc::new(clock.clone())).unwrap();
-        let chain = issue_control(ca.issuer(), 1, control_pem, clock.now_ms()).unwrap().pem;
-        let (roots, crosses) = (ca.roots_pem().to_owned(), ca.state().cross().unwrap_or_default().to_owned());
-        let (ca_version, issuer) = (ca.bundle_version(), ca.issuer_key().to_owned());
-        let controls = vec![ControlChain { n: 1, chain }];
-        let bundle = Bundle { made_ms: clock.now_ms(), ca: ca_version, issuer, roots, crosses, controls };
-        let bundle = Signed::new(SignedKind::Bundle, Version { epoch: 1, n: version }, bundle.bytes().unwrap());
-        let hub = HubAt { name: Name::Hub { id: "hub-1".to_owned() }, address: "hub:8444".to_owned(), door: "hub:8445".to_owned() };
-        let seal = SealKey::from_bytes(seal).unwrap();
-        Leads { signer: Arc::new(Signer::new(store.clone(), Arc::new(clock.clone()), ca, seal, lives, hub)), bundle }
-    }
 }
 
 impl Ledger {
