@@ -27,19 +27,24 @@ impl AddressBook for Interfaces {
         self.seen = None;
         let interfaces = if_addrs::get_if_addrs()
             .map_err(|error| SenseError::Lost(format!("the network's interfaces can't be listed: {}", error.kind())))?;
-        let seen = worth_telling(interfaces.iter().map(|interface| interface.ip()));
+        let seen = worth_telling(interfaces.iter().map(|interface| interface.ip())).iter().map(IpAddr::to_string).collect::<Vec<_>>();
         self.seen = Some((boot_ms, seen.clone()));
         Ok(seen)
     }
 }
 
+/// Addresses at which others could reach this computer: they are others in another network. They stay in memory.
+pub fn reachable() -> Vec<IpAddr> {
+    if_addrs::get_if_addrs().map(|interfaces| worth_telling(interfaces.iter().map(|interface| interface.ip()))).unwrap_or_default()
+}
+
 /// Sorted, each once. Loopback and link-local addresses say nothing of where a computer is.
-fn worth_telling(addresses: impl Iterator<Item = IpAddr>) -> Vec<String> {
+fn worth_telling(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     let mut kept: Vec<IpAddr> = addresses.filter(|address| !is_local(*address)).collect();
     kept.sort_unstable();
     kept.dedup();
     kept.truncate(ADDRESSES_MAX);
-    kept.iter().map(IpAddr::to_string).collect()
+    kept
 }
 
 fn is_local(address: IpAddr) -> bool {
@@ -57,7 +62,7 @@ mod tests {
     fn only_addresses_that_others_could_reach_are_told_sorted_and_once() {
         let all = ["192.168.1.7", "127.0.0.1", "::1", "fe80::1", "169.254.3.4", "2001:db8::5", "10.0.0.2", "192.168.1.7", "0.0.0.0"];
         let told = worth_telling(all.iter().map(|each| each.parse().unwrap()));
-        assert_eq!(told, ["10.0.0.2", "192.168.1.7", "2001:db8::5"]);
+        assert_eq!(told, ["10.0.0.2", "192.168.1.7", "2001:db8::5"].map(|each| each.parse::<IpAddr>().unwrap()));
         let many = (0..200).map(|n| IpAddr::from([10, 0, 0, n]));
         assert_eq!(worth_telling(many).len(), ADDRESSES_MAX);
     }

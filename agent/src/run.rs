@@ -1,6 +1,7 @@
 //! Async: the running agent: it starts each part, and ends it in order: the collector, the queue, the way to the branch.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{
         Arc, PoisonError,
@@ -43,6 +44,7 @@ use crate::{
     diary::{Diary, SharedDiary},
     enrolment::{ASKS_WAITING_MAX, ThroughRelay, VERSION},
     keeper::{Keeper, Keepers, Plan},
+    network,
     news::{self, Newest},
     relays::RelayAddress,
     shots::{
@@ -102,7 +104,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let closing = CancellationToken::new();
     let leaving = CancellationToken::new();
     let uplink = tokio::spawn(uplink.run(leaving.clone()));
-    let sleep = tokio::spawn(uplink::watch_sleep(clock.clone(), wake.clone(), closing.clone()));
+    let sleep = tokio::spawn(uplink::watch_for_wakes(clock.clone(), network::reachable, wake.clone(), closing.clone()));
     let gate = tokio::spawn(news::gate(hearing, standing.clone(), in_force, closing.clone()));
     let renewing = enrolled.map(|Enrolled { home, .. }| {
         let renewing = Renewing {
@@ -341,7 +343,8 @@ impl Queue {
             other => other.to_string(),
         };
         let mut ways: Vec<String> = (self.ways)().iter().map(shown).collect();
-        ways.dedup();
+        let mut known = BTreeSet::new();
+        ways.retain(|way| known.insert(way.clone()));
         (ways.len() > 1).then(|| format!("Its relays, in order: {}.", ways.join(", ")))
     }
 }

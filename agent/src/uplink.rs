@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     future::pending,
+    net::IpAddr,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -192,7 +193,10 @@ impl Uplink {
     async fn round(&self, met: &mut Met, stop: &CancellationToken) -> (Duration, SessionEnd) {
         let mut last = SessionEnd::Connect(ConnectError::Address("no relay is known".to_owned()));
         for relay in self.relays.now(&self.papers) {
-            let session = stop.run_until_cancelled(self.arrive(met.place(&relay.name), &relay)).await;
+            let session = tokio::select! {
+                session = stop.run_until_cancelled(self.arrive(met.place(&relay.name), &relay)) => session,
+                () = self.wake.notified() => return (Duration::ZERO, SessionEnd::Woken),
+            };
             let (connection, welcomed) = match session {
                 None => return (Duration::ZERO, SessionEnd::Stopped),
                 Some(Ok(arrived)) => arrived,
@@ -297,7 +301,7 @@ impl Uplink {
             () = self.last_words(stop) => Err(SessionEnd::Stopped),
             () = self.wake.notified() => Err(SessionEnd::Woken),
             () = self.papers.until_denied(&connection.peer().leaf) => Err(SessionEnd::Denied),
-            () = over(visit(self.client.site().as_deref(), connection.peer().site())) => Err(SessionEnd::Home),
+            () = over(self.visit(connection.peer().site())) => Err(SessionEnd::Home),
         };
         let end = match ended {
             Err(end) => end,
@@ -308,6 +312,13 @@ impl Uplink {
             // The relay's own reason says more than that a stream broke.
             (_, Some(ended)) => SessionEnd::Closed(ended),
         }
+    }
+
+    /// How long this agent stays at a relay of a site. None: as long as it likes, being at home there or nowhere else.
+    fn visit(&self, at: Option<&str>) -> Option<Duration> {
+        let (home, relays) = (self.client.site(), self.relays.now(&self.papers));
+        let has_home = relays.iter().any(|relay| relay.name.site() == home.as_deref());
+        visit(home.as_deref(), at).filter(|_| has_home)
     }
 
     /// What the relay says.
@@ -341,6 +352,8 @@ impl Uplink {
             return Ok(());
         }
         match (SignedKind::from_u8(signed.kind), signed.spool) {
+            // From before a restore: what it says is there may be gone.
+            (Some(SignedKind::Ack), _) if signed.version.epoch < self.papers.epoch() => {}
             (Some(SignedKind::Ack), Some(spool)) if signed.device.is_some() => {
                 let ack = HubAck::read(&signed.body)?;
                 self.news.erasure(ack.erasure);
@@ -467,17 +480,18 @@ async fn faulty(fault: oneshot::Receiver<Fault>) -> Fault {
     }
 }
 
-/// Tells `wake` whenever the computer has slept, until `stop`.
-pub async fn watch_sleep(clock: Arc<dyn Clock>, wake: Arc<Notify>, stop: CancellationToken) {
-    let mut last = (Instant::now(), clock.now().boot_ms);
+/// Tells `wake` whenever the computer has slept, or is in another network, until `stop`. `network`: what tells one network from another.
+pub async fn watch_for_wakes(clock: Arc<dyn Clock>, network: impl Fn() -> Vec<IpAddr>, wake: Arc<Notify>, stop: CancellationToken) {
+    let (mut last, mut last_network) = ((Instant::now(), clock.now().boot_ms), network());
     while stop.run_until_cancelled(sleep(SLEEP_CHECK_EVERY)).await.is_some() {
         let now = (Instant::now(), clock.now().boot_ms);
         // The runtime's clock stands still in sleep, the boot clock doesn't.
         let awake_ms = u64::try_from(now.0.duration_since(last.0).as_millis()).unwrap_or(u64::MAX);
-        if now.1.saturating_sub(last.1) > awake_ms.saturating_add(SLEEP_MS) {
+        let (has_slept, network) = (now.1.saturating_sub(last.1) > awake_ms.saturating_add(SLEEP_MS), network());
+        if has_slept || network != last_network {
             wake.notify_waiters();
         }
-        last = now;
+        (last, last_network) = (now, network);
     }
 }
 

@@ -31,6 +31,8 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 pub const BACKDATED_MS: i64 = 10 * 60 * 1000;
 /// Life of a root: ten years.
 pub const ROOT_LIFE_MS: i64 = 3652 * DAY_MS;
+/// No leaf of an employee's computer, a relay or a hub lives longer, whatever a hub's configuration says.
+pub const LEAF_LIFE_MAX_MS: i64 = 90 * DAY_MS;
 /// Life of an issuing CA: a year.
 pub const ISSUING_LIFE_MS: i64 = 365 * DAY_MS;
 

@@ -12,6 +12,7 @@ use muster_mesh::{
     chance,
     door::Dial,
     join::{JoinToken, Kind},
+    limits,
 };
 
 use crate::{
@@ -103,7 +104,7 @@ pub async fn token(store: &Store, signer: &Signer, wanted: Wanted) -> Result<Mad
             owner.as_ref().map_or(Ok(()), Owner::check)?;
             let doors = doors_of(store, &site).await?;
             let (person, display) = owner.map(|owner| (owner.person, owner.name)).unzip();
-            (Kind::Agent, Grant { site, relay: None, person, display }, doors)
+            (Kind::Agent, Grant { site, relay: None, place: None, person, display }, doors)
         }
         Whom::Relay { id, place } => {
             label(&id, "id")?;
@@ -112,9 +113,9 @@ pub async fn token(store: &Store, signer: &Signer, wanted: Wanted) -> Result<Mad
                 let todo = "Give `door.listen`, and `door.address` as relays dial it, in the hub's configuration";
                 return Err(wrong("address", "a relay couldn't find this hub: it has no door", todo));
             }
-            relays::expect(store, &Name::Relay { site: site.clone(), id: id.clone() }, place).await?;
+            let place = relays::expect(store, &Name::Relay { site: site.clone(), id: id.clone() }, place).await?;
             let doors = vec![Dial { address: hub.address.clone(), door: hub.door.clone(), name: hub.name.to_string() }];
-            (Kind::Relay, Grant { site, relay: Some(id), person: None, display: None }, doors)
+            (Kind::Relay, Grant { site, relay: Some(id), place: Some(place), person: None, display: None }, doors)
         }
     };
     let [random, secret] = [chance::random_32(), chance::random_32()];
@@ -147,7 +148,8 @@ pub async fn token(store: &Store, signer: &Signer, wanted: Wanted) -> Result<Mad
 
 /// The doors of a site's relays, which new computers ask.
 async fn doors_of(store: &Store, site: &str) -> Result<Vec<Dial>, AdmissionError> {
-    let doors = relays::doors(store, site).await?;
+    let mut doors = relays::doors(store, site).await?;
+    doors.truncate(limits::TOKEN_DOORS_MAX);
     if doors.is_empty() {
         let todo = format!("Enrol one first: muster-hub token relay --site {site} --id {site}-1 --address HOST");
         return Err(wrong("site", format!("no relay of {site} is known that a new computer could ask"), todo));
@@ -174,7 +176,7 @@ pub async fn approve(store: &Store, name: &Name, owner: Option<Owner>) -> Result
         }
         (false, Some(Owner { person, name: display })) => {
             if let (Some(device), Some(site)) = (name.device(), name.site()) {
-                let grant = Grant { site: site.to_owned(), relay: None, person: Some(person), display: Some(display) };
+                let grant = Grant { site: site.to_owned(), relay: None, place: None, person: Some(person), display: Some(display) };
                 writing.keep_owner(&device, &grant).await?;
             }
         }
@@ -206,8 +208,6 @@ pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<
         member.denied_ms = member.denied_ms.or(Some(now_ms));
         writing.keep_member(&member).await?;
     }
-    // Whoever joins under this name later says anew where it is.
-    writing.remove_dial(&name.to_string()).await?;
     Ok(writing.commit().await?)
 }
 

@@ -9,6 +9,7 @@ use data_encoding::HEXLOWER;
 use muster_certs::{
     Ca,
     files::{self, FileError},
+    issuer::LEAF_LIFE_MAX_MS,
 };
 use muster_mesh::{complaint::Complaint, config, seal::SealKey};
 use serde::Deserialize;
@@ -174,6 +175,11 @@ impl Config {
     fn check(&self) -> Result<(), Complaint> {
         if self.web.certificate.is_some() != self.web.key.is_some() {
             return Err(Complaint::new("`web.certificate` and `web.key` belong together", "Give both, or none"));
+        }
+        let lives = self.signer.iter().flat_map(|signer| [signer.agent_life_s, signer.relay_life_s]);
+        if lives.flatten().any(|seconds| i64::from(seconds) * 1_000 > LEAF_LIFE_MAX_MS) {
+            let what = "`signer.agent_life_s` or `signer.relay_life_s` is longer than 90 days, and who is denied must be gone by then";
+            return Err(Complaint::new(what, "Take at most 7776000, or leave it out"));
         }
         let listen = self.web.listen;
         if listen.ip().is_loopback() {

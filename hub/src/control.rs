@@ -11,9 +11,9 @@ use std::{
 
 use arc_swap::ArcSwap;
 use muster_certs::{
-    Ca, Controller, Denied, KeyRequest, Keys, Leaf, Name, When, check_control,
+    Ca, Controller, Denied, KeyRequest, Keys, Leaf, Name, Role, When, check_control,
     files::{self, FileError},
-    issuer::{ISSUING_LIFE_MS, leaf_life_ms},
+    issuer::{LEAF_LIFE_MAX_MS, leaf_life_ms},
     material::{CHAIN_CERTIFICATES_MAX, certificates, root_store, utc_text},
     read_leaf,
 };
@@ -104,6 +104,22 @@ struct Above {
     own_files: bool,
     /// In any case.
     all: bool,
+    /// Others hold this version of a kind: the next one is above it.
+    over: Option<(SignedKind, Version)>,
+}
+
+impl Above {
+    const NOTHING: Above = Above { own_files: false, all: false, over: None };
+
+    /// Whether a kind is given out again although it says the same.
+    fn raises(self, kind: SignedKind, newest: Option<Version>) -> bool {
+        self.all || self.floor(kind) > newest.unwrap_or_default()
+    }
+
+    /// What the next version of a kind is above of.
+    fn floor(self, kind: SignedKind) -> Version {
+        self.over.filter(|over| over.0 == kind).map(|over| over.1).unwrap_or_default()
+    }
 }
 
 /// All that the bundle and the lists are made of.
@@ -113,9 +129,8 @@ struct Sources {
     denied: Vec<Denial>,
     roots: Roots,
     sites: BTreeMap<String, SiteRelays>,
-    bundle: Option<Version>,
-    deny: Option<Version>,
-    relays: Option<Version>,
+    /// Of the bundle, the list of the denied, the list of relays.
+    versions: [Option<Version>; 3],
 }
 
 /// Why something isn't signed, or believed.
@@ -129,6 +144,8 @@ pub enum ControlError {
     Message(#[from] MessageError),
     #[error("it isn't this mesh's hub's word: {0}")]
     Unproven(#[from] Unproven),
+    #[error("there is no version above it")]
+    Highest,
 }
 
 impl Control {
@@ -137,7 +154,7 @@ impl Control {
         let mut writing = store.write().await?;
         writing.keep_control_key(own.key.n(), &own.chain, now_ms).await?;
         writing.commit().await?;
-        let newest = Newest::make(&store, &keys, &own, Above { own_files: true, all: restored }, now_ms).await?;
+        let newest = Newest::make(&store, &keys, &own, Above { own_files: true, all: restored, over: None }, now_ms).await?;
         newest.trusted_by(&keys);
         let denied = Arc::new(newest.denied()?);
         keys.deny(Denied::clone(&denied));
@@ -165,22 +182,22 @@ impl Control {
         let sources = self.sources(now_ms).await?;
         if made_of.as_ref() != Some(&sources) {
             let own_files = made_of.as_ref().is_some_and(|old| old.roots != sources.roots);
-            self.remake(Above { own_files, all: false }, now_ms).await?;
-            *made_of = Some(self.sources(now_ms).await?);
+            self.remake(Above { own_files, ..Above::NOTHING }, now_ms).await?;
+            // What has changed since `sources` was read differs from it at the next look, whether it is in the new versions or not.
+            *made_of = Some(Sources { versions: self.newest.load().versions(), ..sources });
         }
         renewed
     }
 
     async fn sources(&self, now_ms: i64) -> Result<Sources, StoreError> {
         let newest = async |kind: SignedKind| Ok::<_, StoreError>(self.store.newest_paper(kind.as_u8()).await?.map(|paper| paper.version));
+        let versions = [newest(SignedKind::Bundle).await?, newest(SignedKind::Deny).await?, newest(SignedKind::Relays).await?];
         Ok(Sources {
             keys: self.store.control_keys().await?,
             denied: self.store.denied(now_ms).await?,
             roots: Roots::of(self.own.load().leads(), &self.keys),
             sites: self.store.relay_sites().await?,
-            bundle: newest(SignedKind::Bundle).await?,
-            deny: newest(SignedKind::Deny).await?,
-            relays: newest(SignedKind::Relays).await?,
+            versions,
         })
     }
 
@@ -362,16 +379,13 @@ impl Control {
                 let stranger = Controls::new(&self.keys.identity().domain, newest.controls.roots());
                 let (_, signed, bundle) = stranger.taking(bytes, &self.keys.denied(), When::Kept(now_ms))?;
                 let lacks = self.take_keys(&bundle, newest.controls.roots(), now_ms).await?;
-                if lacks || signed.version > newest.bundle.version {
-                    self.above(SignedKind::Bundle, &signed, now_ms).await?;
-                }
+                self.above(SignedKind::Bundle, &signed, lacks, now_ms).await?;
                 Ok(signed)
             }
             Some(SignedKind::Deny) => {
                 let signed = newest.controls.read(bytes, &self.keys.denied())?;
                 let list = DenyList::read(&signed.body)?;
                 let own = newest.deny.as_ref().map(|paper| DenyList::read(&paper.body)).transpose()?.unwrap_or_default();
-                let held = newest.deny.as_ref().map(|paper| paper.version);
                 let lacks = !own.covers(&list, now_ms);
                 if lacks {
                     let mut writing = self.store.write().await?;
@@ -383,17 +397,13 @@ impl Control {
                         "a relay knows of somebody who was denied and isn't in this database: it was put back, and takes it over"
                     );
                 }
-                if lacks || held.is_none_or(|held| signed.version > held) {
-                    self.above(SignedKind::Deny, &signed, now_ms).await?;
-                }
+                self.above(SignedKind::Deny, &signed, lacks, now_ms).await?;
                 Ok(signed)
             }
             Some(SignedKind::Relays) => {
                 let signed = newest.controls.read(bytes, &self.keys.denied())?;
                 // What the database says counts; only its version has to be above.
-                if newest.relays.as_ref().is_none_or(|held| signed.version > held.version) {
-                    self.above(SignedKind::Relays, &signed, now_ms).await?;
-                }
+                self.above(SignedKind::Relays, &signed, false, now_ms).await?;
                 Ok(signed)
             }
             Some(SignedKind::Ack | SignedKind::Policy | SignedKind::Notice) | None => {
@@ -420,16 +430,17 @@ impl Control {
         Ok(lacks)
     }
 
-    /// Gives the same out again under a version above one that others hold.
-    async fn above(&self, kind: SignedKind, shown: &Signed, now_ms: i64) -> Result<(), ControlError> {
-        let mut writing = self.store.write().await?;
-        let (_, newest) = writing.newest_paper(kind.as_u8()).await?;
-        if newest.is_none_or(|newest| newest.version < shown.version) {
-            // What others hold stands here too from now on, so that the next is above it.
-            writing.add_paper(kind.as_u8(), &StoredPaper { version: shown.version, body: shown.body.clone() }, now_ms).await?;
+    /// Gives out what holds here under a version above one that others hold; `lacks`: something was taken over from it.
+    async fn above(&self, kind: SignedKind, shown: &Signed, lacks: bool, now_ms: i64) -> Result<(), ControlError> {
+        if shown.version.epoch == u32::MAX {
+            return Err(ControlError::Highest);
         }
-        writing.commit().await?;
-        self.remake(Above { own_files: false, all: true }, now_ms).await
+        let held = self.newest.load().of(kind).map(|paper| paper.version);
+        if !lacks && held.is_some_and(|held| held >= shown.version) {
+            return Ok(());
+        }
+        // Maybe another hub of this database gave it out a moment ago: then nothing is raised.
+        self.remake(Above { over: Some((kind, shown.version)), ..Above::NOTHING }, now_ms).await
     }
 }
 
@@ -455,13 +466,19 @@ impl Newest {
         let own_roots = Roots::of(own.leads(), keys);
         let mut writing = store.write().await?;
         let bundle = bundle(&mut writing, own.leads(), &own_roots, above, now_ms).await?;
-        let deny = deny_list(&mut writing, above.all, now_ms).await?;
-        let relays = relay_list(&mut writing, above.all, now_ms).await?;
+        let deny = deny_list(&mut writing, above, now_ms).await?;
+        let relays = relay_list(&mut writing, above, now_ms).await?;
         writing.commit().await?;
         let stranger = Controls::new(&keys.identity().domain, &own_roots.roots);
         let signed = own.key.sign(&Signed::new(SignedKind::Bundle, bundle.version, bundle.body.clone()))?;
         let (controls, _, _) = stranger.taking(&signed, &Denied::default(), When::Kept(now_ms))?;
         Ok(Newest { bundle, deny, relays, controls })
+    }
+
+    /// As in [`Sources`].
+    fn versions(&self) -> [Option<Version>; 3] {
+        let version = |paper: &StoredPaper| paper.version;
+        [Some(version(&self.bundle)), self.deny.as_ref().map(version), self.relays.as_ref().map(version)]
     }
 
     fn of(&self, kind: SignedKind) -> Option<&StoredPaper> {
@@ -509,24 +526,24 @@ async fn bundle(
     let controls = rows.into_iter().map(|row| ControlChain { n: row.n, chain: row.chain }).collect();
     let wanted = Bundle { made_ms: known.as_ref().map_or(now_ms, |known| known.made_ms), ca, issuer, roots, crosses, controls };
     match newest {
-        Some(newest) if !above.all && known.as_ref() == Some(&wanted) => Ok(newest),
+        Some(newest) if !above.raises(SignedKind::Bundle, Some(newest.version)) && known.as_ref() == Some(&wanted) => Ok(newest),
         newest => {
             let body = Bundle { made_ms: now_ms, ..wanted }.bytes()?;
             if body.len() > BUNDLE_BYTES_MAX {
                 return Err(MessageError::TooLong(body.len()).into());
             }
-            next(writing, kind, epoch, newest, body, now_ms).await
+            next(writing, SignedKind::Bundle, epoch, newest, above, body, now_ms).await
         }
     }
 }
 
-async fn deny_list(writing: &mut Writing<'_>, above: bool, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
+async fn deny_list(writing: &mut Writing<'_>, above: Above, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
     let kind = SignedKind::Deny.as_u8();
     let (epoch, newest) = writing.newest_paper(kind).await?;
     let known = newest.as_ref().map(|paper| DenyList::read(&paper.body)).transpose()?;
     let wanted = DenyList { made_ms: now_ms, denied: writing.denied(now_ms).await? };
     let is_same = known.as_ref().map_or(wanted.denied.is_empty(), |known| known.denied == wanted.denied);
-    if is_same && (!above || newest.is_none()) {
+    if is_same && !must_rise(SignedKind::Deny, newest.as_ref(), above) {
         return Ok(newest);
     }
     let body = wanted.bytes()?;
@@ -535,36 +552,52 @@ async fn deny_list(writing: &mut Writing<'_>, above: bool, now_ms: i64) -> Resul
         tracing::error!(names = wanted.denied.len(), "the list of the denied is too long to be given out: the one before it holds");
         return Ok(newest);
     }
-    let paper = next(writing, kind, epoch, newest, body, now_ms).await?;
+    let paper = next(writing, SignedKind::Deny, epoch, newest, above, body, now_ms).await?;
     writing.note_denied(&wanted, paper.version).await?;
     Ok(Some(paper))
 }
 
-async fn relay_list(writing: &mut Writing<'_>, above: bool, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
+async fn relay_list(writing: &mut Writing<'_>, above: Above, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
     let kind = SignedKind::Relays.as_u8();
     let (epoch, newest) = writing.newest_paper(kind).await?;
     let known = newest.as_ref().map(|paper| RelayList::read(&paper.body)).transpose()?;
-    let wanted = RelayList { made_ms: now_ms, sites: writing.relay_sites(false).await? };
+    let wanted = RelayList { made_ms: now_ms, sites: writing.relay_sites().await? };
     let is_same = known.as_ref().map_or(wanted.sites.is_empty(), |known| known.sites == wanted.sites);
-    if is_same && (!above || newest.is_none()) {
+    if is_same && !must_rise(SignedKind::Relays, newest.as_ref(), above) {
         return Ok(newest);
     }
-    // Whoever says where relays are is told before, when it would be too long.
-    Ok(Some(next(writing, kind, epoch, newest, wanted.bytes()?, now_ms).await?))
+    let body = wanted.bytes()?;
+    if body.len() > limits::RELAYS_BYTES_MAX {
+        // Who says where relays are is told so before; only a join can come to this.
+        tracing::error!(sites = wanted.sites.len(), "the list of relays is too long to be given out: the one before it holds");
+        return Ok(newest);
+    }
+    Ok(Some(next(writing, SignedKind::Relays, epoch, newest, above, body, now_ms).await?))
+}
+
+/// Whether a list that says what it said is given out again. One that says nothing and never did isn't, unless others hold one.
+fn must_rise(kind: SignedKind, newest: Option<&StoredPaper>, above: Above) -> bool {
+    let is_over = above.floor(kind) > Version::default();
+    above.raises(kind, newest.map(|newest| newest.version)) && (newest.is_some() || is_over)
 }
 
 async fn next(
     writing: &mut Writing<'_>,
-    kind: u8,
+    kind: SignedKind,
     epoch: u32,
     newest: Option<StoredPaper>,
+    above: Above,
     body: Vec<u8>,
     now_ms: i64,
 ) -> Result<StoredPaper, ControlError> {
-    let last = newest.map(|newest| newest.version).unwrap_or_default();
-    let version = Version { epoch: epoch.max(last.epoch), n: last.n.saturating_add(1) };
+    let last = newest.map(|newest| newest.version).unwrap_or_default().max(above.floor(kind));
+    let epoch = epoch.max(last.epoch);
+    let version = match last.n.checked_add(1) {
+        Some(n) => Version { epoch, n },
+        None => Version { epoch: epoch.checked_add(1).ok_or(ControlError::Highest)?, n: 1 },
+    };
     let paper = StoredPaper { version, body };
-    writing.add_paper(kind, &paper, now_ms).await?;
+    writing.add_paper(kind.as_u8(), &paper, now_ms).await?;
     Ok(paper)
 }
 
@@ -719,12 +752,10 @@ async fn was_ever_ended(store: &Store, n: u32, public_key: &[u8]) -> Result<bool
 /// stole it can't bring a bundle of its own that vouches for it, and no backup of the database lets it in again. False: it didn't count before.
 pub async fn end_key(store: &Store, n: u32, now_ms: i64) -> Result<bool, DenyError> {
     let mut writing = store.write().await?;
-    let Some(chain) = writing.control_key(n).await? else { return Ok(false) };
-    if !writing.end_control_key(n, now_ms).await? {
+    if writing.control_key(n).await?.is_none() || !writing.end_control_key(n, now_ms).await? {
         return Ok(false);
     }
-    let until_ms = leaf_of(&chain).map_or_else(|| now_ms.saturating_add(ISSUING_LIFE_MS), |leaf| leaf.not_after_ms);
-    let until_ms = until_ms.max(now_ms.saturating_add(1));
+    let until_ms = now_ms.saturating_add(leaf_life_ms(Role::Control));
     let name = Name::Control { n }.to_string();
     add_denial(&mut writing, &Denial { name, issued_before_ms: now_ms, until_ms }, now_ms, "its control key was ended").await?;
     writing.commit().await?;
@@ -740,9 +771,9 @@ fn leaf_of(chain: &str) -> Option<Leaf> {
 pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<(), DenyError> {
     let name = name.to_string();
     let mut writing = store.write().await?;
-    // Certificates from files aren't in the database; none of them lives longer than the CA that issued it.
-    let (last_ms, _) = writing.issued_to(&name, now_ms).await?;
-    let until_ms = last_ms.unwrap_or_else(|| now_ms.saturating_add(ISSUING_LIFE_MS)).max(now_ms.saturating_add(1));
+    // What came from files isn't in the database, and neither is what was issued since a backup was taken: it counts until the last of them must
+    // have ended.
+    let until_ms = now_ms.saturating_add(LEAF_LIFE_MAX_MS);
     add_denial(&mut writing, &Denial { name, issued_before_ms: now_ms, until_ms }, now_ms, why).await?;
     Ok(writing.commit().await?)
 }
@@ -787,6 +818,6 @@ fn controller(chain: &str, ca: &Ca) -> Option<Controller> {
 /// At half of its life, and when another issuing CA issues.
 fn is_due(chain: &str, ca: &Ca, now_ms: i64) -> bool {
     let Some(own) = controller(chain, ca).filter(|own| own.leaf.issuer.as_deref() == Some(ca.issuer_key())) else { return true };
-    let life_ms = own.leaf.not_after_ms.saturating_sub(own.leaf.not_before_ms).min(leaf_life_ms(muster_certs::Role::Control));
+    let life_ms = own.leaf.not_after_ms.saturating_sub(own.leaf.not_before_ms).min(leaf_life_ms(Role::Control));
     now_ms > own.leaf.not_after_ms.saturating_sub(life_ms / 2)
 }

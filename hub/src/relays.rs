@@ -1,8 +1,14 @@
 //! Async: where agents deliver: an admin says where relays are and whose agents may be guests, and the hub signs it for all
 //! ([`RelayList`]). The command line and the API ask here.
 
+use std::net::Ipv6Addr;
+
 use muster_certs::Name;
-use muster_mesh::{door::Dial, limits, relay_list::RelayList};
+use muster_mesh::{
+    door::Dial,
+    limits,
+    relay_list::{RelayAt, RelayList},
+};
 
 use crate::{
     admission::{AdmissionError, label, wrong},
@@ -25,15 +31,25 @@ pub struct Place {
 
 /// Says where a relay is. It needn't have been enrolled: its certificate may be a file.
 pub async fn set(store: &Store, name: &Name, place: Place) -> Result<DialRow, AdmissionError> {
-    keep(store, row(name, place, true)?).await
+    let row = row(name, place)?;
+    let mut writing = store.write().await?;
+    writing.keep_dial(&row).await?;
+    fits(&mut writing).await?;
+    writing.commit().await?;
+    Ok(row)
 }
 
-/// Notes where a relay will be that is to join. Agents are told of it once it has.
-pub async fn expect(store: &Store, name: &Name, place: Place) -> Result<DialRow, AdmissionError> {
-    keep(store, row(name, place, false)?).await
+/// Where a relay will be that is to join: agents are told of it once it has. Refused where there would be no room for it.
+pub async fn expect(store: &Store, name: &Name, place: Place) -> Result<RelayAt, AdmissionError> {
+    let row = row(name, place)?;
+    let mut writing = store.write().await?;
+    writing.keep_dial(&row).await?;
+    // Only tried: nothing of it is kept.
+    fits(&mut writing).await?;
+    Ok(RelayAt { address: row.address, door: row.door })
 }
 
-/// Agents aren't led to a relay any more. Those who are there stay until the connection ends.
+/// The list leads agents to a relay no more. Who is there stays, and who was told of it with its certificate tries it last.
 pub async fn remove(store: &Store, name: &Name) -> Result<(), AdmissionError> {
     match store.remove_dial(&name.to_string()).await? {
         true => Ok(()),
@@ -64,7 +80,7 @@ pub async fn doors(store: &Store, site: &str) -> Result<Vec<Dial>, StoreError> {
     Ok(dials.into_iter().map(|DialRow { name, address, door, .. }| Dial { address, door, name }).collect())
 }
 
-fn row(name: &Name, Place { address, door }: Place, told: bool) -> Result<DialRow, AdmissionError> {
+fn row(name: &Name, Place { address, door }: Place) -> Result<DialRow, AdmissionError> {
     let Name::Relay { site, .. } = name else {
         return Err(wrong("relay", format!("{name} is no relay"), "Write it as site/oslo/relay/oslo-1"));
     };
@@ -73,38 +89,45 @@ fn row(name: &Name, Place { address, door }: Place, told: bool) -> Result<DialRo
         Some(door) => with_port(&door, "door", DOOR_PORT)?,
         None => with_port(address.rsplit_once(':').map_or(&address, |(host, _)| host), "address", DOOR_PORT)?,
     };
-    Ok(DialRow { name: name.to_string(), site: site.clone(), address, door, told })
-}
-
-async fn keep(store: &Store, row: DialRow) -> Result<DialRow, AdmissionError> {
-    let mut writing = store.write().await?;
-    writing.keep_dial(&row).await?;
-    fits(&mut writing).await?;
-    writing.commit().await?;
-    Ok(row)
+    Ok(DialRow { name: name.to_string(), site: site.clone(), address, door })
 }
 
 /// Whether what stands in the database now can be signed as one list.
 async fn fits(writing: &mut Writing<'_>) -> Result<(), AdmissionError> {
-    let list = RelayList { made_ms: i64::MAX, sites: writing.relay_sites(true).await? };
+    let list = RelayList { made_ms: i64::MAX, sites: writing.relay_sites().await? };
+    if let Some((site, _)) = list.sites.iter().find(|(_, site)| site.relays.len() > limits::RELAYS_OF_A_SITE_MAX) {
+        let what = format!("{site} has {} relays, and can't have more", limits::RELAYS_OF_A_SITE_MAX);
+        return Err(wrong("site", what, "Remove one that is gone: muster-hub relay remove"));
+    }
     match list.bytes() {
         Ok(bytes) if bytes.len() <= limits::RELAYS_BYTES_MAX => Ok(()),
         Ok(_) | Err(_) => {
-            Err(wrong("relay", "the list that agents are given has no room for more", "Remove relays that are gone, or guests"))
+            Err(wrong("site", "the list that agents are given has no room for more", "Remove relays that are gone, or guests"))
         }
     }
 }
 
 /// Host and port, the usual one if none is given.
 fn with_port(text: &str, field: &'static str, port: u16) -> Result<String, AdmissionError> {
-    let bare_v6 = text.parse::<std::net::Ipv6Addr>().is_ok();
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Ok(format!("[{text}]:{port}"));
+    }
     match text.rsplit_once(':') {
-        _ if bare_v6 => Ok(format!("[{text}]:{port}")),
-        Some((host, given)) if !host.is_empty() && given.parse::<u16>().is_ok_and(|port| port > 0) => Ok(text.to_owned()),
-        None if !text.is_empty() && !text.contains(['/', ' ']) => Ok(format!("{text}:{port}")),
-        Some((host, _)) if text.starts_with('[') && text.ends_with(']') && !host.is_empty() => Ok(format!("{text}:{port}")),
+        Some((host, given)) if is_host(host) && given.parse::<u16>().is_ok_and(|port| port > 0) => Ok(text.to_owned()),
+        _ if is_host(text) => Ok(format!("{text}:{port}")),
         _ => Err(wrong(field, format!("{text:?} is no host, and no host and port"), "Write it as relay.oslo.example.org:4433")),
     }
+}
+
+/// A name as DNS has it (RFC 1123, at most 253 characters), or an address; IPv6 in brackets.
+fn is_host(text: &str) -> bool {
+    let in_brackets = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let is_name = |text: &str| text.len() <= 253 && text.split('.').all(|label| is_label(label));
+    in_brackets.map_or_else(|| is_name(text), |address| address.parse::<Ipv6Addr>().is_ok())
+}
+
+fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 #[cfg(test)]
@@ -123,7 +146,8 @@ mod tests {
         ] {
             assert_eq!(with_port(text, "address", AGENTS_PORT).unwrap(), want);
         }
-        for bad in ["", ":", ":5", "host:", "host:0", "host:99999", "a b", "https://host"] {
+        for bad in ["", ":", ":5", "host:", "host:0", "host:99999", "a b", "https://host", "https://host:443", "a b:5", "a..b", "[host]:5"]
+        {
             assert!(with_port(bad, "address", AGENTS_PORT).is_err(), "{bad}");
         }
     }

@@ -19,6 +19,7 @@ use muster_mesh::{
     door::{Answer, Ask, Dial, Issued, NONCE_BYTES, Nonce, Opened, Plea, Refusal, Said, Standing, Wish},
     ids::Version,
     message::SignedKind,
+    relay_list::RelayAt,
     seal::SealKey,
 };
 use tokio::{
@@ -29,7 +30,7 @@ use uuid::Uuid;
 
 use crate::{
     relays,
-    store::{CertificateRow, Grant, MemberRow, Store, StoreError, Writing},
+    store::{CertificateRow, DialRow, Grant, MemberRow, Store, StoreError, Writing},
 };
 
 /// A number is good for this long, by the hub's own clock.
@@ -206,12 +207,12 @@ impl Signer {
         let said = match (kept, &plea.wish) {
             (Some(kept), _) if kept.issuer == ca.issuer_key() => return self.again(&mut writing, &asked, &kept).await,
             // An answer that may have been lost before a step of a rotation: neither a second use of the token nor a clone.
-            (Some(kept), _) => {
+            (Some(kept), _) if writing.is_newest(&kept).await? => {
                 let member = member_of(&mut writing, &asked, &kept.name).await?;
                 self.sign(&mut writing, &asked, &member, false).await?
             }
-            (None, Wish::Enroll { token, secret }) => self.enroll(&mut writing, &asked, token, secret).await?,
-            (None, Wish::Renew { name, join_state }) => self.renew(&mut writing, &asked, name, *join_state).await?,
+            (_, Wish::Enroll { token, secret }) => self.enroll(&mut writing, &asked, token, secret).await?,
+            (_, Wish::Renew { name, join_state }) => self.renew(&mut writing, &asked, name, *join_state).await?,
         };
         writing.commit().await?;
         Ok(said)
@@ -267,7 +268,9 @@ impl Signer {
             denied_ms: None,
         };
         writing.keep_member(&member).await?;
-        writing.tell_of_dial(&member.name).await?;
+        if let Some(RelayAt { address, door }) = grant.place {
+            writing.keep_dial(&DialRow { name: member.name.clone(), site: grant.site, address, door }).await?;
+        }
         tracing::info!(%name, approved, "somebody was enrolled");
         self.sign(writing, asked, &member, false).await
     }
@@ -277,7 +280,12 @@ impl Signer {
         let name: Name = name.parse().map_err(|_| Refusal::Unknown)?;
         let mut member = member_of(writing, asked, &name.to_string()).await?;
         writing.note_known(&member.name, SignedKind::Bundle.as_u8(), asked.bundle, now_ms).await?;
-        if i64::try_from(join_state) != Ok(member.join_state) {
+        let join_state = i64::try_from(join_state).map_err(|_| Refusal::Request)?;
+        if join_state > member.join_state && self.is_from_before_a_backup(writing, &member).await? {
+            tracing::info!(%name, "somebody came back after this database's backup was taken: its own count holds");
+            member.join_state = join_state;
+        }
+        if join_state != member.join_state {
             tracing::error!(%name, "a request with a join state from before a later one: two disks have one device's key");
             metrics::counter!("muster_hub_clones_total").increment(1);
             if member.cloned_ms.is_none() {
@@ -303,6 +311,12 @@ impl Signer {
         }
         writing.keep_member(&member).await?;
         self.sign(writing, asked, &member, recovers).await
+    }
+
+    /// Since the database was put back, it has given this member no certificate: what it says of it may be older than the member.
+    async fn is_from_before_a_backup(&self, writing: &mut Writing<'_>, member: &MemberRow) -> Result<bool, StoreError> {
+        let (restored_ms, issued_ms) = (writing.restored_ms().await?, writing.last_issued_ms(&member.name).await?);
+        Ok(restored_ms.is_some_and(|restored_ms| issued_ms.is_none_or(|issued_ms| issued_ms < restored_ms)))
     }
 
     async fn sign(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, member: &MemberRow, recovery: bool) -> Result<Said, Stop> {

@@ -576,7 +576,7 @@ impl House {
     /// A join token that can be used, and somebody who waits for an admin.
     async fn has_a_token_and_a_member(&self) {
         let store = Store::open(&self.config.store.url).await.unwrap();
-        let grant = Grant { site: "oslo".into(), relay: None, person: None, display: None };
+        let grant = Grant { site: "oslo".into(), relay: None, place: None, person: None, display: None };
         let (id, role) = (TOKEN.to_owned(), "agent".to_owned());
         let token = TokenRow { id, secret: "00".into(), role, grant, uses_left: 1, made_ms: 0, ends_ms: i64::MAX, made_by: "kari".into() };
         store.add_token(&token).await.unwrap();

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, check_leaf, files, pair::Pair};
 use muster_hub::{
-    asks,
+    admission, asks,
     control::{Control, Own, Renews},
     own_leaf::OwnLeaf,
     relays::{self, Place},
@@ -21,6 +21,7 @@ use muster_mesh::{
     door::{Answer, Ask, Issued, Plea, Refusal, Said, Standing, Wish},
     ids::Version,
     message::{Bundle, Denial, DenyList, Signed, SignedKind},
+    relay_list::RelayAt,
     seal::SealKey,
 };
 use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
@@ -267,18 +268,83 @@ async fn a_relay_joins_under_the_name_that_its_token_says_and_may_be_replaced() 
         let office = Office::new(&world).await;
         office.token("t", "relay", None, 1).await;
         let first = Device::new();
-        let place = Place { address: "r7:1".into(), door: None };
-        relays::expect(&world.hub.store, &"site/oslo/relay/oslo-7".parse().unwrap(), place).await.unwrap();
         let told = async || world.hub.store.relay_sites().await.unwrap()["oslo"].relays.contains_key("oslo-7");
         assert!(!told().await, "agents are led to a relay that isn't there");
         let issued = office.enroll(&first, "t").await.unwrap();
         assert!(told().await);
+        // Denied, and joined again with a token from before: agents are led to it again.
+        admission::deny(&world.hub.store, &issued.name().unwrap(), world.now_ms(), "lost").await.unwrap();
+        assert!(!told().await);
+        world.clock.advance(2_000);
         assert_eq!((issued.name.as_str(), issued.standing), ("site/oslo/relay/oslo-7", Standing::Approved));
         assert_eq!((issued.dial[0].name.as_str(), issued.dial[0].address.as_str()), ("hub/hub-1", "hub:8444"));
         office.token("again", "relay", None, 1).await;
         let second = Device::new();
         assert_eq!(office.enroll(&second, "again").await.unwrap().join_state, 2);
         assert_eq!(office.renew(&first.with_new_request(), &issued).await, Err(Refusal::Unknown), "the old computer is nobody now");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_came_back_after_the_backup_was_taken_is_no_copied_disk() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let copied = office.enroll(&kari, "t").await.unwrap();
+        world.clock.advance((LIFE_MS + DAY_MS) as u64);
+        let issued = office.renew(&kari.with_new_request(), &copied).await.unwrap();
+        assert_eq!(issued.join_state, 2);
+        // The database is one from before that.
+        world.meddle("DELETE FROM certificates WHERE recovery = 1; UPDATE members SET join_state = 1").await;
+        world.clock.advance(60_000);
+        assert_eq!(office.renew(&kari.with_new_request(), &issued).await, Err(Refusal::Cloned), "nobody said that it is an old one");
+        world.meddle("UPDATE members SET cloned_ms = NULL").await;
+        world.another_hub(true).await;
+        world.clock.advance(60_000);
+        let back = office.renew(&kari.with_new_request(), &issued).await.unwrap();
+        assert!(back.join_state > issued.join_state);
+        // From here on the database knows better.
+        for (old, state) in [(&copied, 1), (&issued, 2)] {
+            assert_eq!(office.renew(&kari.with_new_request(), old).await, Err(Refusal::Cloned), "{state}");
+        }
+        assert_eq!(office.renew(&kari.with_new_request(), &Issued { join_state: 99, ..back }).await, Err(Refusal::Cloned));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_denial_counts_until_whatever_the_database_does_not_know_of_has_ended() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let issued = office.enroll(&Device::new(), "t").await.unwrap();
+        // It has ended, as far as this database knows; it was put back, and there may be a later one.
+        world.clock.advance((LIFE_MS + DAY_MS) as u64);
+        admission::deny(&world.hub.store, &issued.name().unwrap(), world.now_ms(), "lost").await.unwrap();
+        let denied = world.hub.store.denied(world.now_ms() + LIFE_MS).await.unwrap();
+        assert_eq!(denied.iter().map(|denial| &denial.name).collect::<Vec<_>>(), [&issued.name]);
+        assert!(world.hub.store.denied(world.now_ms() + 91 * DAY_MS).await.unwrap().is_empty(), "years don't fit into a message");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_old_disk_that_asks_with_its_old_key_after_a_rotation_is_a_copied_disk_all_the_same() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let copied = office.enroll(&kari, "t").await.unwrap();
+        world.clock.advance((LIFE_MS + DAY_MS) as u64);
+        office.renew(&kari.with_new_request(), &copied).await.unwrap();
+        let mut ca = office.ca();
+        ca.start_issuing(&ca.root_folder()).unwrap();
+        ca.advance(Some(&office.report(&world).await), true).unwrap();
+        office.signer.look().await.unwrap();
+        // The key of its first certificate, and the count of then.
+        assert_eq!(office.said(&kari, renewal(&copied)).await, Said::Refused(Refusal::Cloned));
     })
     .await;
 }
@@ -453,6 +519,13 @@ async fn a_running_hub_follows_each_step_of_a_rotation_and_its_report_lets_the_n
         let bundle = look(&office, &hub, &world).await;
         assert_eq!((bundle.ca, bundle.issuer.as_str(), roots(&bundle)), (2, ca.issuer_key(), 2));
         assert_eq!(bundle.crosses.matches("BEGIN CERTIFICATE").count(), 1);
+        let control = bundle.controls.iter().find(|control| control.n == 2).unwrap();
+        let control = muster_certs::material::certificates("chain", &control.chain, 4).unwrap();
+        assert_eq!(
+            muster_certs::read_leaf(&control[0]).unwrap().issuer.as_deref(),
+            Some(ca.issuer_key()),
+            "the control certificate moves, too"
+        );
         // The hub and her computer hold certificates of the old one: retiring it is refused, with their names.
         let cut_off = refused(&mut ca, &office.report(&world).await);
         assert!(cut_off.contains(&issued.name) && cut_off.contains("hub/hub-1"), "{cut_off}");
@@ -615,7 +688,7 @@ impl Office {
             id: hex(&id(name)),
             secret: secret_digest(&secret(name)),
             role: role.into(),
-            grant: Grant { site: "oslo".into(), relay, display: person.clone(), person },
+            grant: Grant { site: "oslo".into(), place: relay.is_some().then(place), relay, display: person.clone(), person },
             uses_left: uses,
             made_ms: 0,
             ends_ms: self.now_ms() + DAY_MS,
@@ -709,6 +782,10 @@ impl Device {
             bundle: self.bundle,
         }
     }
+}
+
+fn place() -> RelayAt {
+    RelayAt { address: "r7:1".into(), door: "r7:2".into() }
 }
 
 fn renewal(issued: &Issued) -> Wish {

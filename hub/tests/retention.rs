@@ -50,7 +50,12 @@ async fn what_was_written_of_those_who_joined_goes_when_nothing_depends_on_it_an
             world.meddle(&format!("INSERT INTO certificates VALUES ('{key}', '{name}', '', '', '', 0, 0, {})", at(end))).await;
         }
         for (id, end) in [("goes", -31), ("stays", -29)] {
-            world.meddle(&format!("INSERT INTO join_tokens VALUES ('{id}', '', 'relay', '', '', NULL, NULL, 1, 0, {}, '')", at(end))).await;
+            world
+                .meddle(&format!(
+                    "INSERT INTO join_tokens VALUES ('{id}', '', 'relay', '', '', NULL, NULL, NULL, NULL, 1, 0, {}, '')",
+                    at(end)
+                ))
+                .await;
             world.meddle(&format!("INSERT INTO token_keys VALUES ('{id}', '', 0, {})", at(end))).await;
         }
         for (name, until) in [("goes", -397), ("stays", -395)] {

@@ -1,6 +1,6 @@
 //! Async: asking the hub for a certificate, and renewing it for as long as a program runs, over whatever way leads to the hub.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use muster_certs::{DeviceKey, KeyRequest, Keys};
 use tokio::{
@@ -137,6 +137,8 @@ enum Looked {
     Renewed,
     /// Again after this.
     Later(Duration),
+    /// Whoever was asked can't ask the hub now: again after this.
+    Busy(Duration),
 }
 
 impl<W: Way> Renewing<W> {
@@ -148,7 +150,11 @@ impl<W: Way> Renewing<W> {
         let mut moves_to = None;
         count("renewed", 0);
         count("failed", 0);
+        count("busy", 0);
         while !stop.is_cancelled() {
+            // A wake while the hub is asked isn't missed.
+            let mut woken = pin!(self.wake.notified());
+            woken.as_mut().enable();
             let now_ms = reckoning.now_ms(self.clock.now(), self.keys.past_ms());
             // Planned once for each CA: a hub that signs by another than it says isn't asked without end.
             let other = self.papers.issuer().filter(|issuer| self.keys.leaf().issuer.as_ref() != Some(issuer));
@@ -163,6 +169,13 @@ impl<W: Way> Renewing<W> {
                     self.life().check_every()
                 }
                 Ok(Looked::Later(wait)) => wait,
+                Ok(Looked::Busy(wait)) => {
+                    count("busy", 1);
+                    if now_ms > self.life().late_ms(due_ms) {
+                        self.in_trouble("whoever it asks can't reach the hub that issues certificates".to_owned());
+                    }
+                    wait
+                }
                 Err(error) => {
                     count("failed", 1);
                     self.in_trouble(error.to_string());
@@ -170,10 +183,10 @@ impl<W: Way> Renewing<W> {
                 }
             };
             // A branch whose certificates are due together doesn't ask together.
-            let wait = every.mul_f64(0.75 + 0.5 * chance::fraction());
+            let wait = every.mul_f64(0.5 + 0.5 * chance::fraction());
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.wake.notified() => {}
+                () = woken => {}
                 () = sleep(wait) => {}
             }
         }
@@ -230,7 +243,7 @@ impl<W: Way> Renewing<W> {
                 Ok(Looked::Later(WAITING_EVERY))
             }
             Ok(Said::Refused(refusal)) => Err(refused(refusal)),
-            Err(AskError::Busy(seconds)) => Ok(Looked::Later(Duration::from_secs(seconds.into()).min(BUSY_LONGEST))),
+            Err(AskError::Busy(seconds)) => Ok(Looked::Busy(Duration::from_secs(seconds.into()).min(BUSY_LONGEST))),
             Err(error) => Err(error.into()),
         }
     }

@@ -98,6 +98,12 @@ pub const CONTROLS_MAX: usize = 16;
 pub const DENY_BYTES_MAX: usize = 56 * KIB;
 /// What a list of relays may have, for the same reason: about 700 relays.
 pub const RELAYS_BYTES_MAX: usize = 56 * KIB;
+/// Relays of one site: all of them stand in each certificate's answer.
+pub const RELAYS_OF_A_SITE_MAX: usize = 16;
+/// Doors in a join token, whose text people carry.
+pub const TOKEN_DOORS_MAX: usize = 4;
+/// Sites of others that a guest tries in one round.
+pub const HOSTS_TRIED_MAX: usize = 8;
 /// Lists of the denied that a program keeps beside the newest, because that one doesn't say all of theirs: a hub that was put back more often
 /// than this before one of its relays spoke with it.
 pub const DENY_LISTS_MAX: usize = 8;

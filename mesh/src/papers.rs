@@ -141,6 +141,10 @@ impl Papers {
         inner.signed_ms = bundle.made_ms.max(inner.signed_ms);
         inner.issuer = bundle.issuer;
         let gone = inner.unproven(denied);
+        if gone.iter().any(|kept| kept.kind == SignedKind::Relays.as_u8()) {
+            // Gone by until another comes, whatever version that has: this one's may be made up.
+            inner.relays.0 = Version::default();
+        }
         drop(inner);
         gone.iter().for_each(|kept| self.remove(kept));
         self.keys.signed_at(bundle.made_ms);
@@ -173,10 +177,8 @@ impl Papers {
         let list = RelayList::read(&signed.body)?;
         self.keys.signed_at(list.made_ms);
         let mut inner = self.lock();
-        let is_newer = inner.relays.0 < signed.version;
-        // Also under another signature, after the end of a control key.
-        let is_news = is_newer || inner.newest_of(signed.kind).is_none();
-        if is_newer {
+        let is_news = inner.relays.0 < signed.version;
+        if is_news {
             inner.signed_ms = list.made_ms.max(inner.signed_ms);
             inner.relays = (signed.version, Arc::new(list));
             self.changes.send_replace(());
@@ -263,6 +265,11 @@ impl Papers {
     /// Where agents deliver, by the newest list.
     pub fn relay_list(&self) -> Arc<RelayList> {
         self.lock().relays.1.clone()
+    }
+
+    /// The highest epoch of the hub under which something here was signed: what it said under a lower one is from before a restore.
+    pub fn epoch(&self) -> u32 {
+        self.lock().kept.iter().map(|kept| kept.version.epoch).max().unwrap_or_default()
     }
 
     /// Who is denied, by all lists together.
@@ -391,8 +398,7 @@ fn made_ms(kind: SignedKind, bytes: &[u8]) -> Option<i64> {
     let made: Result<i64, MessageError> = match kind {
         SignedKind::Bundle => crate::message::Bundle::read(&body).map(|bundle| bundle.made_ms),
         SignedKind::Deny => DenyList::read(&body).map(|list| list.made_ms),
-        SignedKind::Relays => RelayList::read(&body).map(|list| list.made_ms),
-        SignedKind::Ack | SignedKind::Policy | SignedKind::Notice => return None,
+        SignedKind::Ack | SignedKind::Policy | SignedKind::Notice | SignedKind::Relays => return None,
     };
     made.ok()
 }
@@ -477,14 +483,16 @@ mod tests {
             assert_eq!(guests(papers).as_deref(), Some("home"));
             assert_eq!(papers.version(SignedKind::Relays), Version { epoch: 1, n: 5 });
         }
-        // Its key counts no more: the list is gone by, isn't shown to anybody, and comes again under another signature.
+        // Its key counts no more: the list is gone by, isn't shown to anybody, and whatever comes under another signature holds.
         let (key, chain) = ControlKey::issue(&hub.issuer, 2, NOW).unwrap();
         let other = Hub { key, chain, ..hub };
         papers.take(&other.bundle(2), NOW).unwrap();
         assert_eq!((guests(&papers).as_deref(), papers.newest(SignedKind::Relays)), (Some("home"), None));
-        let again = other.relays(5, "home");
-        assert!(papers.take(&again, NOW).unwrap().is_news);
-        assert_eq!(papers.newest(SignedKind::Relays), Some(again));
+        for (n, guest) in [(3, "bergen"), (5, "tromso")] {
+            let again = other.relays(n, guest);
+            assert!(papers.take(&again, NOW).unwrap().is_news);
+            assert_eq!((guests(&papers).as_deref(), papers.newest(SignedKind::Relays)), (Some(guest), Some(again)));
+        }
     }
 
     #[tokio::test]

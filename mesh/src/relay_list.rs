@@ -7,6 +7,7 @@ use muster_certs::Name;
 
 use crate::{
     door::Dial,
+    limits,
     message::{CONTROL_MEMORY, MessageError, decode, encode},
 };
 
@@ -51,7 +52,7 @@ impl RelayList {
         self.sites.get(site).is_some_and(|site| site.guests.iter().any(|known| known == guest))
     }
 
-    /// Whom an agent of this site dials, in this order: its own relays, then those whose guest it is, then where it was told to when it got its
+    /// Whom an agent of this site dials, in this order: its own relays, then those of some sites whose guest it is, then where it was told to when it got its
     /// certificate, as far as that is elsewhere: so a wrong address in the list keeps nobody out.
     pub fn dials(&self, site: &str, joined: &[Dial]) -> Vec<Dial> {
         let at = |site: &str, relays: &SiteRelays| {
@@ -63,10 +64,11 @@ impl RelayList {
             relays.relays.iter().map(dial).collect::<Vec<Dial>>()
         };
         let own = self.sites.get(site).map(|relays| at(site, relays)).unwrap_or_default();
-        let hosts = self.sites.iter().filter(|(host, _)| *host != site && self.takes(host, site));
+        let hosts = self.sites.iter().filter(|(host, _)| *host != site && self.takes(host, site)).take(limits::HOSTS_TRIED_MAX);
         let mut dials: Vec<Dial> = own.into_iter().chain(hosts.flat_map(|(host, relays)| at(host, relays))).collect();
         for dial in joined {
-            if !dials.contains(dial) {
+            let is_known = |known: &Dial| (&known.name, &known.address) == (&dial.name, &dial.address);
+            if !dials.iter().any(is_known) {
                 dials.push(dial.clone());
             }
         }

@@ -43,7 +43,12 @@ impl Life {
         now_ms.saturating_add((within_ms as f64 * chance) as i64)
     }
 
-    /// How often to look whether it is time.
+    /// From when on a renewal that was due is late enough to be told of, milliseconds UTC.
+    pub fn late_ms(self, due_ms: i64) -> i64 {
+        due_ms.saturating_add(self.length_ms() / 10)
+    }
+
+    /// How often to look whether it is time, at least.
     pub fn check_every(self) -> Duration {
         (Duration::from_millis(self.length_ms().unsigned_abs()) / CHECKS).clamp(Duration::from_millis(100), CHECK_EVERY_MAX)
     }

@@ -20,7 +20,7 @@ use muster_mesh::{
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,8 @@ use crate::{
 
 /// The older connection of a device has this long to let go.
 const OLDER_LEAVES: Duration = Duration::from_secs(5);
+/// Whoever is sent away is told of the newest list of relays within this.
+const LAST_WORD: Duration = Duration::from_secs(3);
 /// Connections have this long to end when the program stops.
 const LAST_GOODBYES: Duration = Duration::from_secs(5);
 
@@ -53,6 +55,13 @@ pub struct Branch {
 impl Branch {
     fn takes(&self, site: &str) -> bool {
         site == self.site || self.guests.iter().any(|guest| guest == site) || self.papers.relay_list().takes(&self.site, site)
+    }
+
+    /// A guest that isn't one any more hears of the list that says so before it goes: where else it may deliver stands there.
+    async fn until_not_taken(&self, connection: &Connection) -> End {
+        self.papers.until(|_| !connection.peer().site().is_some_and(|site| self.takes(site))).await;
+        sleep(LAST_WORD).await;
+        not_our_site()
     }
 }
 
@@ -244,13 +253,14 @@ impl Visit {
         let (ask, asked) = mpsc::channel(1);
         let (answer, answers) = mpsc::channel(1);
         let end = tokio::select! {
+            biased;
+            () = branch.papers.until_denied(&connection.peer().leaf) => denied(),
             code = registered.bell.ending() => End::with(code, "this relay ends the connection"),
             end = listen(&mut receiver, &branch, registered.id, ask) => end,
             end = speak(&mut sender, &branch.agents, &registered.bell, registered.id, answers) => end,
             () = carry(&branch.carrier, asked, answer) => End::with(CloseCode::Message, "the agent has no more to ask"),
             end = take_lanes(&connection, &reader, &mut readers) => end,
-            () = branch.papers.until_denied(&connection.peer().leaf) => denied(),
-            () = branch.papers.until(|_| !connection.peer().site().is_some_and(|site| branch.takes(site))) => not_our_site(),
+            end = branch.until_not_taken(&connection) => end,
         };
         // Nothing more of it may reach an inbox once the next connection of the device asks what lies here.
         readers.shutdown().await;
@@ -363,7 +373,7 @@ impl Reader {
         let room = Arc::new(Semaphore::new(limits::LANE_INBOX_MAX));
         loop {
             self.branch.agents.open(lane).await;
-            let Some(first) = stream.receive().await? else { return Ok(()) };
+            let Some(first) = self.receive(&mut stream).await? else { return Ok(()) };
             let (run, broken) = self.run(first, &mut stream);
             if !run.is_empty() {
                 metrics::counter!("muster_relay_received_total", "lane" => lane.name()).increment(run.len() as u64);
@@ -377,6 +387,15 @@ impl Reader {
             if let Some(end) = broken {
                 return Err(end);
             }
+        }
+    }
+
+    /// The next envelope, unless its sender is denied by then.
+    async fn receive(&self, stream: &mut LaneReceiver) -> Result<Option<Envelope>, End> {
+        tokio::select! {
+            biased;
+            () = self.branch.papers.until_denied(&self.connection.peer().leaf) => Err(denied()),
+            received = stream.receive() => Ok(received?),
         }
     }
 

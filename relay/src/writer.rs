@@ -198,6 +198,8 @@ pub struct Writer<D> {
     /// Until the hub has said it, nothing counts as backed up.
     backed_up: Option<u64>,
     disk_full: bool,
+    /// What the hub returned can't be disowned before there is room: nothing is posted until then.
+    held_back: bool,
     state: LaneState,
     unweighed: usize,
     quarantined: u64,
@@ -246,6 +248,7 @@ impl<D: Directory + 'static> Writer<D> {
             clock,
             backed_up: Some(0),
             disk_full: false,
+            held_back: false,
             state: LaneState::Open,
             unweighed: WEIGH_BYTES,
             quarantined: 0,
@@ -375,10 +378,10 @@ impl<D: Directory + 'static> Writer<D> {
     }
 
     fn post(&mut self, bytes_max: usize) -> Posting {
-        let (mut next, mut waiting, mut gone) = (None, 0, Gone::default());
+        let (mut next, mut waiting, mut gone, held_back) = (None, 0, Gone::default(), self.held_back);
         let now_ms = self.clock.now().wall_ms;
         self.with(|buffer| {
-            let posted = buffer.post(bytes_max, now_ms, &mut gone);
+            let posted = if held_back { Ok(None) } else { buffer.post(bytes_max, now_ms, &mut gone) };
             waiting = buffer.backlog();
             next = posted?;
             Ok(())
@@ -391,10 +394,15 @@ impl<D: Directory + 'static> Writer<D> {
     fn taken(&mut self, number: u64, returned: &[(u32, ReturnReason)]) {
         let now_ms = self.clock.now().wall_ms;
         let mut gone = Gone::default();
+        let mut is_noted = true;
         self.with(|buffer| {
-            gone = buffer.taken(number, returned, now_ms)?;
+            let taken = buffer.taken(number, returned, now_ms);
+            is_noted = taken.is_ok();
+            gone = taken?;
             Ok(())
         });
+        // The same POST again and again would come to the same: it waits for room.
+        self.held_back = !is_noted && self.disk_full;
         self.agents.lost(gone);
     }
 
@@ -477,7 +485,7 @@ impl<D: Directory + 'static> Writer<D> {
                 match room {
                     Ok(()) => {
                         tracing::info!(lane = %self.lane, "the disk has room again");
-                        self.disk_full = false;
+                        (self.disk_full, self.held_back) = (false, false);
                     }
                     Err(DirectoryError::Full) => {}
                     Err(error) => self.failed(error),

@@ -131,6 +131,38 @@ async fn a_relay_neither_keeps_nor_passes_on_what_the_hub_didnt_sign() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_ack_from_before_a_restore_frees_nothing_also_after_a_start() {
+    let town = Town::new().await;
+    let relay = Hostile::new(&town);
+    let mut agent = town.agent_at(vec![relay.at()]);
+    agent.observe(3).await;
+    let real = &town.hub.signing;
+    let spool = agent.notes.lock().unwrap().made[0].0;
+    let ack = |epoch| {
+        let body = HubAck { stored: vec![(1, 3)], ..HubAck::default() }.bytes().unwrap();
+        Signed { device: Some(DEVICE), spool: Some(spool), ..Signed::new(SignedKind::Ack, Version { epoch, n: 0 }, body) }
+    };
+    let of_epoch = |epoch| Signed { version: Version { epoch, n: 1 }, ..real.bundle.clone() };
+    for (is_started_again, epoch) in [(false, 2), (true, 2)] {
+        let mut control = relay.welcome().await;
+        if !is_started_again {
+            say(&mut control, real.sign(&of_epoch(epoch))).await;
+        }
+        // Signed by the hub, and kept by the relay since before its database was put back.
+        say(&mut control, real.sign(&ack(1))).await;
+        let n = if is_started_again { 8 } else { 7 };
+        say(&mut control, real.sign(&Signed::new(SignedKind::Policy, Version { epoch, n }, b"{}".to_vec()))).await;
+        until("what came behind it is here", || agent.papers.0.lock().unwrap().iter().any(|signed| signed.version.n == n)).await;
+        assert!(agent.notes.lock().unwrap().hub.is_empty(), "an ack of epoch 1 freed something; started again: {is_started_again}");
+        if !is_started_again {
+            let folder = agent.stop().await;
+            agent = town.agent_in(folder, Relays::Configured(vec![relay.at()]));
+        }
+    }
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_denied_relay_is_left_and_not_dialled_again() {
     let town = Town::new().await;
     let (lost, next) = (town.relay("oslo-1").await, town.relay("oslo-2").await);

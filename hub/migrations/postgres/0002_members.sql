@@ -5,7 +5,9 @@ CREATE TABLE join_tokens (
     secret TEXT NOT NULL,            -- its SHA-256
     role TEXT NOT NULL,              -- agent, relay
     site TEXT NOT NULL,
-    relay TEXT,                      -- a relay's id
+    relay TEXT,                      -- a relay's id, and where it will be found once it has joined
+    address TEXT,
+    door TEXT,
     person TEXT,                     -- null: an admin says of each device whose it is
     display TEXT,
     uses_left BIGINT NOT NULL,
@@ -43,8 +45,7 @@ CREATE TABLE dials (
     name TEXT NOT NULL PRIMARY KEY,  -- site/oslo/relay/oslo-1
     site TEXT NOT NULL,
     address TEXT NOT NULL,
-    door TEXT NOT NULL,
-    told BIGINT NOT NULL             -- 1: agents are told of it; 0: it was only awaited, or was denied
+    door TEXT NOT NULL
 );
 -- Whose agents may deliver at a site's relays, besides its own.
 CREATE TABLE guests (

@@ -42,8 +42,6 @@ pub struct RelayPlace {
     address: String,
     /// Host and port of its door for new agents.
     door: String,
-    /// It hasn't joined yet: no agent is led to it.
-    awaited: bool,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -63,7 +61,7 @@ pub struct RelayNamed {
     relay: String,
 }
 
-/// No agent is led to it any more; those who are connected there stay until the connection ends.
+/// The list leads nobody to it any more. Those who are connected there stay; who was told of it with its certificate tries it last.
 #[derive(Serialize, ToSchema)]
 pub struct RelayRemoved {
     relay: String,
@@ -105,7 +103,7 @@ async fn set_guests(hub: Arc<Hub>, call: Call) -> Result<Said, ApiError> {
 }
 
 impl From<DialRow> for RelayPlace {
-    fn from(DialRow { name, address, door, told, .. }: DialRow) -> RelayPlace {
-        RelayPlace { relay: name, address, door, awaited: !told }
+    fn from(DialRow { name, address, door, .. }: DialRow) -> RelayPlace {
+        RelayPlace { relay: name, address, door }
     }
 }

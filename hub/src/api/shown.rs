@@ -57,7 +57,9 @@ async fn answer(
     });
     match taking.await.map_err(|error| ApiError::Inside(error.to_string()))? {
         Ok(()) => Ok(StatusCode::NO_CONTENT.into_response()),
-        Err(error @ (ControlError::Message(_) | ControlError::Unproven(_))) => Err(ApiError::Body(error.to_string())),
+        Err(error @ (ControlError::Message(_) | ControlError::Unproven(_) | ControlError::Highest)) => {
+            Err(ApiError::Body(error.to_string()))
+        }
         Err(error @ (ControlError::Store(_) | ControlError::Sign(_))) => Err(ApiError::Later(error.to_string())),
     }
 }

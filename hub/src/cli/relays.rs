@@ -16,7 +16,7 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub enum RelayVerb {
-    /// All relays that agents are led to, those that are awaited, and each site's guests
+    /// All relays that agents are led to, and each site's guests
     List {
         /// For programs
         #[arg(long)]
@@ -33,7 +33,7 @@ pub enum RelayVerb {
         #[arg(long, value_name = "HOST:PORT")]
         door: Option<String>,
     },
-    /// Leads no agent to a relay any more. To let nobody take it any more: muster-hub member deny
+    /// Takes a relay out of the list. To let nobody take it any more: muster-hub member deny
     Remove {
         /// As `list` shows it
         relay: Name,
@@ -61,8 +61,6 @@ struct Relay {
     relay: String,
     address: String,
     door: String,
-    /// It hasn't joined yet: no agent is led to it.
-    awaited: bool,
 }
 
 pub async fn relay(config: &Config, verb: RelayVerb) -> anyhow::Result<()> {
@@ -75,7 +73,9 @@ pub async fn relay(config: &Config, verb: RelayVerb) -> anyhow::Result<()> {
         }
         RelayVerb::Remove { relay } => {
             relays::remove(&store, &relay).await.map_err(complaint)?;
-            println!("No agent is led to {relay} any more; those who are connected there stay until the connection ends.");
+            println!(
+                "{relay} isn't in the list any more. Agents that are connected there stay; those that were told of it with their certificate try it last."
+            );
         }
         RelayVerb::Guests { site, guests } => match relays::set_guests(&store, &site, guests).await.map_err(complaint)?.as_slice() {
             [] => println!("Relays of {site} take agents of {site} alone."),
@@ -87,7 +87,7 @@ pub async fn relay(config: &Config, verb: RelayVerb) -> anyhow::Result<()> {
 }
 
 async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
-    let relay = |DialRow { name, address, door, told, .. }| Relay { relay: name, address, door, awaited: !told };
+    let relay = |DialRow { name, address, door, .. }| Relay { relay: name, address, door };
     let relays: Vec<Relay> = store.all_dials().await?.into_iter().map(relay).collect();
     let guests = |(site, SiteRelays { guests, .. }): (String, SiteRelays)| (!guests.is_empty()).then_some((site, guests));
     let guests: BTreeMap<String, Vec<String>> = store.relay_sites().await?.into_iter().filter_map(guests).collect();
@@ -95,8 +95,8 @@ async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&Listed { relays, guests })?);
         return Ok(());
     }
-    for Relay { relay, address, door, awaited } in relays {
-        println!("{relay:<32}  {address:<32}  door {door}{}", if awaited { "  awaited" } else { "" });
+    for Relay { relay, address, door } in relays {
+        println!("{relay:<32}  {address:<32}  door {door}");
     }
     for (site, guests) in guests {
         println!("{:<32}  guests {}", format!("site/{site}"), guests.join(", "));

@@ -1,6 +1,7 @@
 //! Async: who was enrolled here: join tokens, members, and the certificates that were issued to them.
 
 use muster_certs::Name;
+use muster_mesh::relay_list::RelayAt;
 use sqlx::{Row, any::AnyRow};
 
 use super::{Store, StoreError, Writing};
@@ -26,6 +27,8 @@ pub struct Grant {
     pub site: String,
     /// A relay's id.
     pub relay: Option<String>,
+    /// Where agents will find it.
+    pub place: Option<RelayAt>,
     /// None: an admin says of each device whose it is.
     pub person: Option<String>,
     pub display: Option<String>,
@@ -102,14 +105,15 @@ pub struct CertificateRow {
     pub not_after_ms: i64,
 }
 
-const TOKEN: &str = "id, secret, role, site, relay, person, display, uses_left, made_ms, ends_ms, made_by";
+const TOKEN: &str = "id, secret, role, site, relay, person, display, uses_left, made_ms, ends_ms, made_by, address, door";
 const MEMBER: &str = "name, device_key, join_state, approved, token, joined_ms, version, allowed, waits_ms, cloned_ms, denied_ms";
 const CERTIFICATE: &str = "public_key, name, serial, issuer, chain, recovery, issued_ms, not_after_ms";
 
 impl Store {
     pub async fn add_token(&self, token: &TokenRow) -> Result<(), StoreError> {
         let mut writing = self.write().await?;
-        let insert = format!("INSERT INTO join_tokens ({TOKEN}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)");
+        let insert = format!("INSERT INTO join_tokens ({TOKEN}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)");
+        let (address, door) = token.grant.place.clone().map(|RelayAt { address, door }| (address, door)).unzip();
         sqlx::query(sqlx::AssertSqlSafe(insert))
             .bind(token.id.clone())
             .bind(token.secret.clone())
@@ -122,6 +126,8 @@ impl Store {
             .bind(token.made_ms)
             .bind(token.ends_ms)
             .bind(token.made_by.clone())
+            .bind(address)
+            .bind(door)
             .execute(&mut *writing.transaction)
             .await?;
         writing.commit().await
@@ -248,6 +254,17 @@ impl Writing<'_> {
         Ok((row.try_get(0)?, row.try_get(1)?))
     }
 
+    /// Whether a member was given no certificate after this one.
+    pub async fn is_newest(&mut self, certificate: &CertificateRow) -> Result<bool, StoreError> {
+        Ok(self.last_issued_ms(&certificate.name).await? == Some(certificate.issued_ms))
+    }
+
+    /// When a member was last given a certificate.
+    pub async fn last_issued_ms(&mut self, name: &str) -> Result<Option<i64>, StoreError> {
+        let select = "SELECT MAX(issued_ms) FROM certificates WHERE name = $1";
+        Ok(sqlx::query(select).bind(name).fetch_one(&mut *self.transaction).await?.try_get(0)?)
+    }
+
     /// In the place of one for the same key, if there was one.
     pub async fn keep_certificate(&mut self, certificate: &CertificateRow) -> Result<(), StoreError> {
         let upsert = format!(
@@ -285,7 +302,9 @@ impl Writing<'_> {
 }
 
 fn token_row(row: &AnyRow) -> Result<TokenRow, StoreError> {
-    let grant = Grant { site: row.try_get(3)?, relay: row.try_get(4)?, person: row.try_get(5)?, display: row.try_get(6)? };
+    let at: (Option<String>, Option<String>) = (row.try_get(11)?, row.try_get(12)?);
+    let place = at.0.zip(at.1).map(|(address, door)| RelayAt { address, door });
+    let grant = Grant { site: row.try_get(3)?, relay: row.try_get(4)?, place, person: row.try_get(5)?, display: row.try_get(6)? };
     Ok(TokenRow {
         id: row.try_get(0)?,
         secret: row.try_get(1)?,

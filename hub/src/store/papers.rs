@@ -149,12 +149,17 @@ impl Writing<'_> {
 
     /// The newest of a kind, with the hub's epoch. Hubs of one database take turns from here on.
     pub async fn newest_paper(&mut self, kind: u8) -> Result<(u32, Option<StoredPaper>), StoreError> {
-        sqlx::query("INSERT INTO settings (name, value) VALUES ('epoch', 1) ON CONFLICT (name) DO UPDATE SET value = settings.value")
-            .execute(&mut *self.transaction)
-            .await?;
+        self.take_turn_to_sign().await?;
         let row = sqlx::query("SELECT value FROM settings WHERE name = 'epoch'").fetch_one(&mut *self.transaction).await?;
         let epoch = number(&row, 0)?;
         Ok((epoch, read_newest(&mut self.transaction, kind).await?))
+    }
+
+    /// Whoever changes what is signed waits here until nobody else does.
+    pub(super) async fn take_turn_to_sign(&mut self) -> Result<(), StoreError> {
+        let touch = "INSERT INTO settings (name, value) VALUES ('epoch', 1) ON CONFLICT (name) DO UPDATE SET value = settings.value";
+        sqlx::query(touch).execute(&mut *self.transaction).await?;
+        Ok(())
     }
 
     /// Notes that a member says it holds a version, where this database knows that one: nobody fills it with what never was.
@@ -224,6 +229,9 @@ impl Writing<'_> {
             .await?;
         let members = "UPDATE members SET denied_ms = $2 WHERE name = $1 AND denied_ms IS NULL AND joined_ms <= $3";
         sqlx::query(members).bind(denial.name.clone()).bind(now_ms).bind(denial.issued_before_ms).execute(&mut *self.transaction).await?;
+        // Nobody is led to a relay that was denied. Who joins under its name says anew where it is.
+        let dials = "DELETE FROM dials WHERE name = $1 AND NOT EXISTS (SELECT 1 FROM members WHERE name = $1 AND joined_ms > $2)";
+        sqlx::query(dials).bind(denial.name.clone()).bind(denial.issued_before_ms).execute(&mut *self.transaction).await?;
         Ok(())
     }
 

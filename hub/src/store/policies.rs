@@ -3,9 +3,11 @@
 use muster_mesh::{ids::Version, policy::Policy};
 use sqlx::{AnyConnection, Row};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, Writing};
 
 const EPOCH: &str = "epoch";
+/// When the epoch rose last, milliseconds UTC; nothing: it never did.
+const RESTORED: &str = "restored_ms";
 /// Drawn by the first migration.
 const ID: &str = "id";
 
@@ -41,6 +43,9 @@ impl Store {
         // Two hubs take turns from here on.
         let raise = "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE \
                      SET value = CASE WHEN excluded.value > settings.value THEN excluded.value ELSE settings.value END";
+        if epoch > self.epoch().await? {
+            sqlx::query(raise).bind(RESTORED).bind(now_ms).execute(&mut *writing.transaction).await?;
+        }
         sqlx::query(raise).bind(EPOCH).bind(i64::from(epoch)).execute(&mut *writing.transaction).await?;
         if let Some(newest) = read_newest(&mut writing.transaction).await?.filter(|newest| newest.version >= new.version) {
             return Ok(Some((self.epoch().await?, newest)));
@@ -54,6 +59,14 @@ impl Store {
             .await?;
         writing.commit().await?;
         Ok(None)
+    }
+}
+
+impl Writing<'_> {
+    /// When this database was found, or said, to be an older one than before. None: never.
+    pub async fn restored_ms(&mut self) -> Result<Option<i64>, StoreError> {
+        let row = sqlx::query("SELECT value FROM settings WHERE name = $1").bind(RESTORED).fetch_optional(&mut *self.transaction).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
 }
 

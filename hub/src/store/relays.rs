@@ -18,28 +18,26 @@ pub struct DialRow {
     pub address: String,
     /// Its door's host and port.
     pub door: String,
-    /// Agents are told of it; not yet of one that is only awaited.
-    pub told: bool,
 }
 
-const DIAL: &str = "name, site, address, door, told";
+const DIAL: &str = "name, site, address, door";
 
 impl Store {
-    /// Where relays of a site are found, in the order of their names; awaited ones, too.
+    /// Where relays of a site are found, in the order of their names.
     pub async fn dials(&self, site: &str) -> Result<Vec<DialRow>, StoreError> {
         let select = format!("SELECT {DIAL} FROM dials WHERE site = $1 ORDER BY name");
         let rows = sqlx::query(sqlx::AssertSqlSafe(select)).bind(site).fetch_all(&self.readers).await?;
         rows.iter().map(dial_row).collect()
     }
 
-    /// Where all relays are found, in the order of their names; awaited ones, too.
+    /// Where all relays are found, in the order of their names.
     pub async fn all_dials(&self) -> Result<Vec<DialRow>, StoreError> {
         read_dials(&mut *self.readers.acquire().await?).await
     }
 
     /// What agents are told: by site, its relays and its guests.
     pub async fn relay_sites(&self) -> Result<BTreeMap<String, SiteRelays>, StoreError> {
-        read_sites(&mut *self.readers.acquire().await?, false).await
+        read_sites(&mut *self.readers.acquire().await?).await
     }
 
     /// Agents aren't led to a relay any more. False: nobody knew where it is.
@@ -52,26 +50,20 @@ impl Store {
 }
 
 impl Writing<'_> {
-    /// Says where a relay is. Agents are told from now on if `row` says so, and go on being told if they were.
+    /// Says where a relay is.
     pub async fn keep_dial(&mut self, row: &DialRow) -> Result<(), StoreError> {
+        self.take_turn_to_sign().await?;
         let upsert = format!(
-            "INSERT INTO dials ({DIAL}) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (name) DO UPDATE SET address = excluded.address, \
-             door = excluded.door, told = CASE WHEN excluded.told = 1 THEN 1 ELSE dials.told END"
+            "INSERT INTO dials ({DIAL}) VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO UPDATE SET address = excluded.address, \
+             door = excluded.door"
         );
         sqlx::query(sqlx::AssertSqlSafe(upsert))
             .bind(row.name.clone())
             .bind(row.site.clone())
             .bind(row.address.clone())
             .bind(row.door.clone())
-            .bind(i64::from(row.told))
             .execute(&mut *self.transaction)
             .await?;
-        Ok(())
-    }
-
-    /// A relay that was awaited is there: agents are told of it.
-    pub async fn tell_of_dial(&mut self, name: &str) -> Result<(), StoreError> {
-        sqlx::query("UPDATE dials SET told = 1 WHERE name = $1").bind(name).execute(&mut *self.transaction).await?;
         Ok(())
     }
 
@@ -82,6 +74,7 @@ impl Writing<'_> {
 
     /// These and no others are a site's guests from now on.
     pub async fn keep_guests(&mut self, site: &str, guests: &[String]) -> Result<(), StoreError> {
+        self.take_turn_to_sign().await?;
         sqlx::query("DELETE FROM guests WHERE site = $1").bind(site).execute(&mut *self.transaction).await?;
         for guest in guests {
             sqlx::query("INSERT INTO guests (site, guest) VALUES ($1, $2) ON CONFLICT (site, guest) DO NOTHING")
@@ -93,9 +86,9 @@ impl Writing<'_> {
         Ok(())
     }
 
-    /// As [`Store::relay_sites`]; `awaited`: as it will be once everybody has come who is awaited.
-    pub async fn relay_sites(&mut self, awaited: bool) -> Result<BTreeMap<String, SiteRelays>, StoreError> {
-        read_sites(&mut self.transaction, awaited).await
+    /// As [`Store::relay_sites`].
+    pub async fn relay_sites(&mut self) -> Result<BTreeMap<String, SiteRelays>, StoreError> {
+        read_sites(&mut self.transaction).await
     }
 }
 
@@ -105,14 +98,12 @@ async fn read_dials(connection: &mut AnyConnection) -> Result<Vec<DialRow>, Stor
     rows.iter().map(dial_row).collect()
 }
 
-async fn read_sites(connection: &mut AnyConnection, awaited: bool) -> Result<BTreeMap<String, SiteRelays>, StoreError> {
+async fn read_sites(connection: &mut AnyConnection) -> Result<BTreeMap<String, SiteRelays>, StoreError> {
     let mut sites: BTreeMap<String, SiteRelays> = BTreeMap::new();
-    for DialRow { name, site, address, door, told } in read_dials(connection).await? {
+    for DialRow { name, site, address, door } in read_dials(connection).await? {
         // Only names of relays are ever kept.
         let Ok(Name::Relay { id, .. }) = name.parse() else { continue };
-        if told || awaited {
-            sites.entry(site).or_default().relays.insert(id, RelayAt { address, door });
-        }
+        sites.entry(site).or_default().relays.insert(id, RelayAt { address, door });
     }
     for row in sqlx::query("SELECT site, guest FROM guests ORDER BY site, guest").fetch_all(connection).await? {
         sites.entry(row.try_get(0)?).or_default().guests.push(row.try_get(1)?);
@@ -121,11 +112,5 @@ async fn read_sites(connection: &mut AnyConnection, awaited: bool) -> Result<BTr
 }
 
 fn dial_row(row: &AnyRow) -> Result<DialRow, StoreError> {
-    Ok(DialRow {
-        name: row.try_get(0)?,
-        site: row.try_get(1)?,
-        address: row.try_get(2)?,
-        door: row.try_get(3)?,
-        told: row.try_get::<i64, _>(4)? != 0,
-    })
+    Ok(DialRow { name: row.try_get(0)?, site: row.try_get(1)?, address: row.try_get(2)?, door: row.try_get(3)? })
 }
