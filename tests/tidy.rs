@@ -152,7 +152,15 @@ const DRIVERS: [(&str, &[&str]); 19] = [
     // ids.rs, door.rs and join.rs have only the derives of what the three others write.
     (
         "bincode",
-        &["mesh/src/batch.rs", "mesh/src/message.rs", "mesh/src/record.rs", "mesh/src/ids.rs", "mesh/src/door.rs", "mesh/src/join.rs"],
+        &[
+            "mesh/src/batch.rs",
+            "mesh/src/message.rs",
+            "mesh/src/record.rs",
+            "mesh/src/ids.rs",
+            "mesh/src/door.rs",
+            "mesh/src/join.rs",
+            "mesh/src/relay_list.rs",
+        ],
     ),
     ("rusqlite", &[]),
 ];

@@ -48,6 +48,8 @@ const RETRY_LONGEST: Duration = Duration::from_secs(60);
 const GOOD_AFTER: Duration = Duration::from_secs(60);
 /// What was collected last has this long to leave when the program stops.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Whoever has no more to say closes within this.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// A guest looks whether its own relay is back after this, and up to as much again, so that a branch doesn't leave together.
 const GUEST_FOR: Duration = Duration::from_secs(10 * 60);
 /// The clocks are compared this often, to find out that the computer slept.
@@ -136,6 +138,8 @@ enum SessionEnd {
     Fault(Fault),
     #[error(transparent)]
     Unkept(#[from] Unkept),
+    #[error("the relay has no more to say, and doesn't close the connection")]
+    Silent,
     #[error("this relay was denied by the hub")]
     Denied,
     #[error("the computer woke up")]
@@ -153,6 +157,7 @@ impl SessionEnd {
             SessionEnd::Control(error) => error.close_code(),
             SessionEnd::Message(_) | SessionEnd::NotWelcome | SessionEnd::Fault(Fault::Relay) => Some(CloseCode::Message),
             SessionEnd::NoWelcome
+            | SessionEnd::Silent
             | SessionEnd::Fault(Fault::Disk)
             | SessionEnd::Unkept(_)
             | SessionEnd::Woken
@@ -305,7 +310,8 @@ impl Uplink {
         };
         let end = match ended {
             Err(end) => end,
-            Ok(()) => SessionEnd::Closed(connection.closed().await),
+            // The relay has no more to say; one that doesn't close, either, isn't waited for.
+            Ok(()) => timeout(GOODBYE, connection.closed()).await.map_or(SessionEnd::Silent, SessionEnd::Closed),
         };
         match (&end, connection.ended()) {
             (SessionEnd::Stopped | SessionEnd::Woken | SessionEnd::Home | SessionEnd::Denied | SessionEnd::Fault(_), _) | (_, None) => end,

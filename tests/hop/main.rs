@@ -192,6 +192,10 @@ impl Town {
     }
 
     async fn relay_of(&self, site: &str, id: &str) -> Office {
+        self.relay_at("127.0.0.1:0", site, id).await
+    }
+
+    async fn relay_at(&self, listen: &str, site: &str, id: &str) -> Office {
         let name = Name::Relay { site: site.to_owned(), id: id.to_owned() };
         let folder = tempfile::tempdir().unwrap();
         let signed = self.issuer.issue(&Identity::new(DOMAIN, name).unwrap(), SystemClock::new().now().wall_ms).unwrap();
@@ -200,7 +204,7 @@ impl Town {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         }
-        Office::start(folder, site.to_owned(), id.to_owned(), "127.0.0.1:0", &self.hub.address).await
+        Office::start(folder, site.to_owned(), id.to_owned(), listen, &self.hub.address).await
     }
 
     fn agent(&self, relays: &[&Office]) -> Laptop {

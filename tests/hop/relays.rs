@@ -1,4 +1,5 @@
-//! Async: the hub's list of relays: agents go by it, and relays take guests by it.
+//! Async: the hub's list of relays: agents go by it, and relays take guests by it. Where a relay has gone somebody else answers: as good as
+//! nobody, and sooner known.
 
 use muster_mesh::{
     door::Dial,
@@ -39,6 +40,7 @@ async fn an_agent_goes_by_the_hubs_newest_list_also_after_a_start() {
     assert_eq!(agent.link().relay, Some(first.at()), "a new list ends no connection");
     let (went, way) = (first.at(), joined(&first));
     first.stop().await;
+    let somebody_else = town.relay_at(&went.address, "oslo", "oslo-9").await;
     agent.observe(2).await;
     agent.until_all_in(Place::Hub).await;
     assert_eq!(agent.link().relay, Some(second.at()));
@@ -58,6 +60,7 @@ async fn an_agent_goes_by_the_hubs_newest_list_also_after_a_start() {
     assert_eq!(agent.link().relay, Some(moved.at()));
     agent.stop().await;
     moved.stop().await;
+    somebody_else.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,7 +73,9 @@ async fn a_relay_takes_guests_as_long_as_the_hub_says_so() {
     agent.until_all_in(Place::Hub).await;
     list(&town, 1, &[("oslo", &[&home], &[]), ("bergen", &[&host], &["oslo"])]);
     until("the list comes", || agent.trust.relay_list().takes("bergen", "oslo")).await;
+    let went = home.at();
     home.stop().await;
+    let somebody_else = town.relay_at(&went.address, "oslo", "oslo-9").await;
     agent.observe(2).await;
     agent.until_all_in(Place::Hub).await;
     assert_eq!(agent.link().relay, Some(host.at()));
@@ -85,4 +90,5 @@ async fn a_relay_takes_guests_as_long_as_the_hub_says_so() {
     agent.stop().await;
     host.stop().await;
     next.stop().await;
+    somebody_else.stop().await;
 }
