@@ -23,7 +23,7 @@ pub struct Config {
     /// Goes on without the notice, if the policy says test mode too.
     #[serde(default)]
     pub test_mode: bool,
-    /// Tried in this order. None: those that the enrolment named.
+    /// Tried in this order, and no others. None: those that the hub names for this computer's site.
     #[serde(default)]
     pub relays: Vec<Relay>,
     #[serde(default)]

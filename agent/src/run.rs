@@ -104,7 +104,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let closing = CancellationToken::new();
     let leaving = CancellationToken::new();
     let uplink = tokio::spawn(uplink.run(leaving.clone()));
-    let sleep = tokio::spawn(uplink::watch_for_wakes(clock.clone(), network::reachable, wake.clone(), closing.clone()));
+    let sleep =
+        tokio::spawn(uplink::watch_for_wakes(clock.clone(), network::reachable, uplink::WAKE_CHECK_EVERY, wake.clone(), closing.clone()));
     let gate = tokio::spawn(news::gate(hearing, standing.clone(), in_force, closing.clone()));
     let renewing = enrolled.map(|Enrolled { home, .. }| {
         let renewing = Renewing {

@@ -52,8 +52,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// A guest looks whether its own relay is back after this, and up to as much again, so that a branch doesn't leave together.
 const GUEST_FOR: Duration = Duration::from_secs(10 * 60);
-/// The clocks are compared this often, to find out that the computer slept.
-const SLEEP_CHECK_EVERY: Duration = Duration::from_secs(5);
+/// Clocks and networks are compared this often, to find out that the computer slept, or is somewhere else.
+pub const WAKE_CHECK_EVERY: Duration = Duration::from_secs(5);
 const SLEEP_MS: u64 = 10_000;
 
 /// What the person's computer is doing, for presence.
@@ -486,10 +486,17 @@ async fn faulty(fault: oneshot::Receiver<Fault>) -> Fault {
     }
 }
 
-/// Tells `wake` whenever the computer has slept, or is in another network, until `stop`. `network`: what tells one network from another.
-pub async fn watch_for_wakes(clock: Arc<dyn Clock>, network: impl Fn() -> Vec<IpAddr>, wake: Arc<Notify>, stop: CancellationToken) {
+/// Tells `wake` whenever the computer has slept, or is in another network, until `stop`. `network`: what tells one network from another; `every`: how
+/// often that is looked at, usually [`WAKE_CHECK_EVERY`].
+pub async fn watch_for_wakes(
+    clock: Arc<dyn Clock>,
+    network: impl Fn() -> Vec<IpAddr>,
+    every: Duration,
+    wake: Arc<Notify>,
+    stop: CancellationToken,
+) {
     let (mut last, mut last_network) = ((Instant::now(), clock.now().boot_ms), network());
-    while stop.run_until_cancelled(sleep(SLEEP_CHECK_EVERY)).await.is_some() {
+    while stop.run_until_cancelled(sleep(every)).await.is_some() {
         let now = (Instant::now(), clock.now().boot_ms);
         // The runtime's clock stands still in sleep, the boot clock doesn't.
         let awake_ms = u64::try_from(now.0.duration_since(last.0).as_millis()).unwrap_or(u64::MAX);

@@ -33,6 +33,9 @@ pub struct Place {
 pub async fn set(store: &Store, name: &Name, place: Place) -> Result<DialRow, AdmissionError> {
     let row = row(name, place)?;
     let mut writing = store.write().await?;
+    if writing.member(&row.name).await?.is_some_and(|member| member.denied_ms.is_some()) {
+        return Err(wrong("relay", format!("{name} was denied"), "Let it join again first: muster-hub token relay"));
+    }
     writing.keep_dial(&row).await?;
     fits(&mut writing).await?;
     writing.commit().await?;

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use muster_mesh::{
     ids::Lane,
     limits,
-    message::{Answer, Down, Facts, HubAck, PostHead, Signed, Up},
+    message::{Answer, Bundle, DenyList, Down, Facts, HubAck, PostHead, Signed, Up},
+    relay_list::RelayList,
 };
 
 use crate::{
@@ -42,6 +43,9 @@ fn decoders() -> Vec<Decoder> {
         of("down", downs, |bytes| drop(Down::read(&bytes)), CONTROL_READ_BYTES_MAX),
         of("signed", vec![samples::signed().bytes().unwrap().into()], |bytes| drop(Signed::read(&bytes)), CONTROL_READ_BYTES_MAX),
         of("hub's ack", vec![samples::hub_ack().bytes().unwrap().into()], |bytes| drop(HubAck::read(&bytes)), CONTROL_READ_BYTES_MAX),
+        of("bundle", vec![samples::bundle().bytes().unwrap().into()], |bytes| drop(Bundle::read(&bytes)), CONTROL_READ_BYTES_MAX),
+        of("the denied", vec![samples::deny_list().bytes().unwrap().into()], |bytes| drop(DenyList::read(&bytes)), CONTROL_READ_BYTES_MAX),
+        of("relays", vec![samples::relay_list().bytes().unwrap().into()], |bytes| drop(RelayList::read(&bytes)), CONTROL_READ_BYTES_MAX),
         of("facts", vec![samples::facts().bytes().unwrap()], |bytes| drop(Facts::read(&bytes)), CONTROL_READ_BYTES_MAX),
         of("post", vec![samples::post(&[]), samples::post(&envelopes)], post, POST_READ_BYTES_MAX + open_bytes_max(Lane::Pictures)),
         of("answer", answers, |bytes| drop(Answer::read(&bytes)), ANSWER_READ_BYTES_MAX),

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use muster_mesh::{
     batch::{Envelope, Header, frame},
     ids::{DeviceId, Lane, SpoolId, Version},
-    message::{Answer, Down, Facts, HubAck, PostHead, Signed, Up},
+    message::{Answer, Bundle, DenyList, Down, Facts, HubAck, PostHead, Signed, Up},
     record,
+    relay_list::RelayList,
 };
 
 use crate::{samples, wire::*};
@@ -17,6 +18,7 @@ const BATCH: &str = include_str!("../golden/batch.hex");
 const COMPRESSED: &str = include_str!("../golden/compressed.hex");
 const RECORDS: &str = include_str!("../golden/records.hex");
 const MESSAGES: &str = include_str!("../golden/messages.hex");
+const SIGNED: &str = include_str!("../golden/signed.hex");
 
 /// Names and bytes of a golden file.
 fn lines(file: &str) -> Vec<(&str, Vec<u8>)> {
@@ -122,4 +124,21 @@ fn every_message_has_its_golden_bytes() {
         assert_eq!(read, Ok(()), "{name}");
     }
     assert!(Signed::read(&samples::signed().bytes().unwrap()).is_ok());
+}
+
+#[test]
+fn what_the_hub_signs_for_all_has_its_golden_bytes() {
+    let bodies =
+        [("bundle", samples::bundle().bytes()), ("the denied", samples::deny_list().bytes()), ("relays", samples::relay_list().bytes())];
+    let made: Vec<_> = bodies.into_iter().map(|(name, bytes)| (name.to_owned(), bytes.unwrap())).collect();
+    same(SIGNED, &made);
+    for (name, bytes) in lines(SIGNED) {
+        let is_the_same = match name {
+            "bundle" => Bundle::read(&bytes) == Ok(samples::bundle()),
+            "the denied" => DenyList::read(&bytes) == Ok(samples::deny_list()),
+            "relays" => RelayList::read(&bytes) == Ok(samples::relay_list()),
+            other => panic!("{other}?"),
+        };
+        assert!(is_the_same, "{name}");
+    }
 }

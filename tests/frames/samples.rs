@@ -6,6 +6,7 @@ use muster_mesh::{
     ids::{BootId, DeviceId, InstanceId, Lane, SpoolId, Version},
     message::*,
     record::*,
+    relay_list::{RelayAt, RelayList, SiteRelays},
 };
 
 pub const NOW: i64 = 1_795_424_402_000;
@@ -232,4 +233,26 @@ pub fn answers() -> Vec<(&'static str, Answer)> {
         ("stale", Answer::Stale { number: 420 }),
         ("rewind", Answer::Rewind { queues: vec![(Lane::Pictures, 49)] }),
     ]
+}
+
+pub fn bundle() -> Bundle {
+    Bundle {
+        made_ms: 1_800_000_000_000,
+        ca: 2,
+        issuer: "9f86d081".to_owned(),
+        roots: "root".to_owned(),
+        crosses: String::new(),
+        controls: vec![ControlChain { n: 1, chain: "chain".to_owned() }],
+    }
+}
+
+pub fn deny_list() -> DenyList {
+    let name = "site/oslo/relay/oslo-1".to_owned();
+    DenyList { made_ms: 1_800_000_000_000, denied: vec![Denial { name, issued_before_ms: 1_799_999_999_000, until_ms: 1_807_776_000_000 }] }
+}
+
+pub fn relay_list() -> RelayList {
+    let at = RelayAt { address: "relay.oslo.example.org:4433".to_owned(), door: "relay.oslo.example.org:4434".to_owned() };
+    let oslo = SiteRelays { relays: [("oslo-1".to_owned(), at)].into(), guests: vec!["home".to_owned()] };
+    RelayList { made_ms: 1_800_000_000_000, sites: [("oslo".to_owned(), oslo)].into() }
 }
