@@ -85,7 +85,7 @@ enum Verb {
     Doctor {
         #[command(flatten)]
         members: Members,
-        /// Write down that this key has a backup: root, issuing, or a key as the doctor names it
+        /// Write down that this key has a backup: root, issuing, or a key as the doctor names it; with --members also hub, for all of its own
         #[arg(long, value_name = "KEY")]
         backed_up: Option<String>,
     },
@@ -158,7 +158,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Ende
             cli.tell(&found, out)?;
             return Ok(ended);
         }
-        Verb::Doctor { backed_up: Some(key), .. } => cli.tell(&doctor::note_backup(&open()?, key)?, out),
+        Verb::Doctor { members, backed_up: Some(key) } => cli.tell(&doctor::note_backup(&open()?, members, key)?, out),
         Verb::Export(what) => cli.tell(&export::export(&open()?, what, notes)?, out),
     }?;
     Ok(Ended::Fine)
@@ -603,14 +603,40 @@ mod tests {
         assert!(said.contains("has no note of a backup"), "{said}");
         assert!(doctor("--backed-up root").2.contains("the root (root) has a backup"));
         assert!(doctor("--backed-up issuing").2.contains("the issuing CA (issuing) has a backup"));
-        assert!(!doctor("").2.contains("no note of a backup"));
-        assert_eq!(doctor("--backed-up boss").0, format!("{:?}", ExitCode::from(2)));
+        let said = doctor("").2;
+        assert!(!said.contains("no note of a backup") && said.contains("hub's own keys weren't looked at"), "{said}");
+        for unknown in ["boss", "hub", "5ea15ea1", "--members @/keys boss", "--members @/keys 5ea"] {
+            let line = format!("--backed-up {unknown}");
+            assert_eq!(
+                doctor(&line.replace("--backed-up --members @/keys", "--members @/keys --backed-up")).0,
+                format!("{:?}", ExitCode::from(2))
+            );
+        }
 
         let now_ms = i64::try_from(now().unwrap().as_secs()).unwrap() * 1000;
         let member = |name: &str, days: i64| {
             let end_ms = now_ms + days * 86_400_000;
             format!(r#"{{"name":"{name}","bundle_version":1,"issuer_key":null,"not_after_ms":{end_ms},"last_seen_ms":null}}"#)
         };
+        let (seal, control) = ("5ea1".repeat(16), "c0de".repeat(16));
+        let keys = format!(r#"{{"what":"the hub's sealing key","key":"{seal}"}},{{"what":"its control key","key":"{control}"}}"#);
+        std::fs::write(dir.join("keys"), format!(r#"{{"domain":"test.internal","at_ms":{now_ms},"keys":[{keys}],"members":[]}}"#)).unwrap();
+        let said = doctor("--members @/keys").2;
+        assert!(
+            said.contains(&format!(
+                "the hub's sealing key has no note of a backup: keep one, then muster-certs doctor --members FILE --backed-up {seal}"
+            )),
+            "{said}"
+        );
+        assert!(said.contains(&control) && !said.contains("weren't looked at"), "{said}");
+        let error = doctor(&format!("--backed-up {seal}")).0;
+        assert_eq!(error, format!("{:?}", ExitCode::from(2)), "without the report nobody knows it");
+        assert!(doctor(&format!("--members @/keys --backed-up {seal}")).2.contains("the hub's sealing key has a backup"));
+        let said = doctor("--members @/keys").2;
+        assert!(!said.contains(&seal) && said.contains(&control), "{said}");
+        assert_eq!(doctor("--members @/keys --backed-up hub").2.matches("has a backup").count(), 2);
+        assert!(!doctor("--members @/keys").2.contains("no note of a backup"));
+
         let members = [member("site/oslo/relay/oslo-1", 2), member("site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617", 20)].join(",");
         std::fs::write(dir.join("m"), format!(r#"{{"domain":"test.internal","at_ms":{now_ms},"members":[{members}]}}"#)).unwrap();
         let (code, ended, said) = doctor("--members @/m");

@@ -5,7 +5,7 @@ use std::io::{Result, Write};
 use std::path::PathBuf;
 
 use muster_certs::description::Description;
-use muster_certs::doctor::{Checkup, Key};
+use muster_certs::doctor::{Checkup, Key, KeyOf};
 use muster_certs::ledger::{Certificate, Revoked};
 use muster_certs::material::utc_text;
 use muster_certs::rotation::{Kind, Phase, Why};
@@ -271,7 +271,11 @@ impl Answer for Found {
             writeln!(out, "  {}: {until} ({relays} relays, {agents} agents, {away} of them away for too long)", branch.site)?;
         }
         for key in &self.0.without_backup {
-            writeln!(out, "  {} has no note of a backup: keep one, then muster-certs doctor --backed-up {}", key.what, key.key)?;
+            let known_by = if key.of == KeyOf::Hub { "--members FILE " } else { "" };
+            writeln!(out, "  {} has no note of a backup: keep one, then muster-certs doctor {known_by}--backed-up {}", key.what, key.key)?;
+        }
+        if !self.0.hub_keys_known {
+            writeln!(out, "  the hub's own keys weren't looked at: give --members FILE, as muster-hub member list --json printed it")?;
         }
         Ok(())
     }
@@ -442,7 +446,7 @@ mod tests {
 
     #[test]
     fn what_the_doctor_answers_does_not_change() {
-        let key = || Key { of: Kind::Root, what: "the root (root)".into(), key: "0a".into() };
+        let key = || Key { of: KeyOf::Root, what: "the root (root)".into(), key: "0a".into() };
         let finding = Finding { at_ms: 2, what: "hub/h".into(), kind: FindingKind::Leaf, breaks: true, todo: "renew".into() };
         let branch = Branch { site: "oslo".into(), relays: 1, agents: 2, agents_out: 1, alone_until_ms: None };
         is(
@@ -452,12 +456,13 @@ mod tests {
                 soon: true,
                 findings: vec![finding],
                 branches: vec![branch],
+                hub_keys_known: false,
                 without_backup: vec![key()],
             }),
             concat!(
                 r#"{"domain":"m","at_ms":1,"soon":true,"#,
                 r#""findings":[{"at_ms":2,"what":"hub/h","kind":"leaf","breaks":true,"todo":"renew"}],"#,
-                r#""branches":[{"site":"oslo","relays":1,"agents":2,"agents_out":1,"alone_until_ms":null}],"#,
+                r#""branches":[{"site":"oslo","relays":1,"agents":2,"agents_out":1,"alone_until_ms":null}],"hub_keys_known":false,"#,
                 r#""without_backup":[{"of":"root","what":"the root (root)","key":"0a"}]}"#
             ),
         );
