@@ -8,7 +8,7 @@ use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
-use muster_certs::{Ca, DIALLED_NAME, Keys, Name, Report, Role, SystemTime, client_config};
+use muster_certs::{Ca, DIALLED_NAME, Keys, Name, Report, Role, SystemTime, Trusted, client_config, stranger_config};
 use muster_hub::{
     api::{
         self,
@@ -331,6 +331,50 @@ async fn wrong_passwords_and_unknown_names_sound_alike_and_make_one_wait() {
     world.clock.advance(1_000);
     assert_eq!(login(&url, "kari", PASSWORD).await.status(), StatusCode::OK);
     stop.cancel();
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_address_asks_ten_times_a_minute_at_the_door_over_one_connection_or_many() {
+    // Whose minute ends when it is told to.
+    let world = World::new().await;
+    let ca = Ca::init(&world.folder.path().join("door-ca"), "muster.test").unwrap();
+    let own = ca.issue_hub("hub-1").unwrap();
+    let keys = Arc::new(Keys::from_pem(&own.pem, &own.key_pem, ca.roots_pem(), Role::Hub, Arc::new(SystemTime)).unwrap());
+    let listener = serve::bind("127.0.0.1:0".parse().unwrap(), "door.listen").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let door = serve::Door::strangers(&keys, Arc::new(world.clock.clone())).unwrap();
+    let serving = serve::spawn(listener, door, api::door(&world.hub), stop.clone());
+    let stranger = || {
+        let trusted = Trusted::of_roots("muster.test", ca.roots_pem()).unwrap();
+        let hub = Name::Hub { id: "hub-1".into() };
+        let tls = stranger_config(&trusted, &hub, Arc::new(SystemTime), &[b"h2", b"http/1.1"]).unwrap();
+        reqwest::Client::builder().tls_backend_preconfigured(tls).resolve(DIALLED_NAME, at).build().unwrap()
+    };
+    // What can't be read is answered without anybody's key, and is an ask like any other.
+    let ask = async |client: &reqwest::Client| {
+        let url = format!("https://{DIALLED_NAME}:{}/door/{DOOR_PROTOCOL}", at.port());
+        let answer = client.post(url).header("content-type", DOOR_CONTENT_TYPE).body("what?").send().await?;
+        assert_eq!((answer.status(), &answer.headers()["content-type"]), (StatusCode::OK, &DOOR_CONTENT_TYPE.parse().unwrap()));
+        reqwest::Result::Ok(door::Answer::read(&answer.bytes().await?).unwrap())
+    };
+    let (first, second) = (stranger(), stranger());
+    for n in 1..=10 {
+        assert_eq!(ask(&first).await.unwrap(), door::Answer::Unreadable, "ask {n}");
+    }
+    assert_eq!(ask(&first).await.unwrap(), door::Answer::Busy { seconds: 60 }, "the eleventh over one connection");
+    assert_eq!(ask(&second).await.unwrap(), door::Answer::Busy { seconds: 60 }, "another connection is the same address");
+    world.clock.advance(60_000);
+    assert_eq!(ask(&first).await.unwrap(), door::Answer::Unreadable, "a minute later");
+    // Connections have a bound of their own: the first two are of the minute before.
+    let mut answered = 0;
+    for _ in 0..11 {
+        answered += usize::from(ask(&stranger()).await.is_ok());
+    }
+    assert_eq!(answered, 10);
+    stop.cancel();
+    drop((first, second));
     serving.await.unwrap();
 }
 
