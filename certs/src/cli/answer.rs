@@ -220,13 +220,19 @@ impl Answer for List {
 
 /// `show`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Shown {
-    pub certificates: Vec<Description>,
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Shown {
+    Certificates(Vec<Description>),
+    JoinToken(Description),
 }
 
 impl Answer for Shown {
     fn text(&self, out: &mut dyn Write) -> Result<()> {
-        for (index, description) in self.certificates.iter().enumerate() {
+        let shown = match self {
+            Shown::Certificates(all) => all.as_slice(),
+            Shown::JoinToken(one) => std::slice::from_ref(one),
+        };
+        for (index, description) in shown.iter().enumerate() {
             if index > 0 {
                 writeln!(out)?;
             }
@@ -437,7 +443,7 @@ mod tests {
     #[test]
     fn what_show_answers_does_not_change() {
         let (root, _) = muster_certs::Issuer::in_memory("m", AT_MS).unwrap();
-        let shown = Shown { certificates: vec![Description::of(root.der(), AT_MS).unwrap()] };
+        let shown = Shown::Certificates(vec![Description::of(root.der(), AT_MS).unwrap()]);
         let json = serde_json::to_value(&shown).unwrap();
         let words: Vec<&String> = json["certificates"][0].as_object().unwrap().keys().collect();
         assert_eq!(words, ["from", "kind", "name", "serial", "valid"]);
