@@ -149,10 +149,18 @@ const DRIVERS: [(&str, &[&str]); 19] = [
     ("utoipa", &["hub/src/api/", "hub/src/day.rs"]),
     ("rcgen", &["certs/src/"]),
     ("flate2", &["mesh/src/batch.rs"]),
-    // ids.rs and door.rs have only the derives of what the three others write; a join token is written where it is shown, too.
+    // ids.rs, door.rs and relay_list.rs have only the derives of what the three others write; a join token is written where it is shown, too.
     (
         "bincode",
-        &["mesh/src/batch.rs", "mesh/src/message.rs", "mesh/src/record.rs", "mesh/src/ids.rs", "mesh/src/door.rs", "certs/src/join.rs"],
+        &[
+            "mesh/src/batch.rs",
+            "mesh/src/message.rs",
+            "mesh/src/record.rs",
+            "mesh/src/ids.rs",
+            "mesh/src/door.rs",
+            "certs/src/join.rs",
+            "mesh/src/relay_list.rs",
+        ],
     ),
     ("rusqlite", &[]),
 ];
