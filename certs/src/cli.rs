@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use muster_certs::chain::check_chain;
 use muster_certs::description::Description;
+use muster_certs::join::{self, JoinToken};
 use muster_certs::material::{CHAIN_CERTIFICATES_MAX, certificates, check_key, root_store, utc_text};
 use muster_certs::{Ca, Expect, Name, Report, Role, SystemTime, check_leaf, files, read_leaf};
 use rustls::time_provider::TimeProvider;
@@ -74,10 +75,11 @@ enum Verb {
         #[arg(long)]
         all: bool,
     },
-    /// Say plainly what is in a certificate file
+    /// Say plainly what is in a certificate file or a join token, but never a secret
     Show {
-        /// A .pem file: a program's certificate, or roots
-        file: PathBuf,
+        /// A .pem file: a program's certificate, or roots; or a join token, or a file that holds one
+        #[arg(value_name = "FILE|TOKEN")]
+        what: PathBuf,
     },
     /// Check a certificate as its peers would; says in one line what is wrong
     Verify(Verify),
@@ -85,7 +87,7 @@ enum Verb {
     Doctor {
         #[command(flatten)]
         members: Members,
-        /// Write down that this key has a backup: root, issuing, or a key as the doctor names it
+        /// Write down that this key has a backup: root, issuing, or a key as the doctor names it; with --members also hub, for all of its own
         #[arg(long, value_name = "KEY")]
         backed_up: Option<String>,
     },
@@ -150,7 +152,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Ende
         Verb::Rotate(what) => cli.tell(&rotate::rotate(&mut open()?, what, notes)?, out),
         Verb::Revoke { name, why } => cli.tell(&Told(open()?.revoke(name, why)?), out),
         Verb::List { all } => cli.tell(&list(&open()?, *all)?, out),
-        Verb::Show { file } => cli.tell(&show(file)?, out),
+        Verb::Show { what } => cli.tell(&show(what)?, out),
         Verb::Verify(what) => cli.tell(&verify(&cli.dir, what)?, out),
         Verb::Doctor { members, backed_up: None } => {
             let found = doctor::doctor(&open()?, members)?;
@@ -158,7 +160,7 @@ pub fn run(cli: &Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<Ende
             cli.tell(&found, out)?;
             return Ok(ended);
         }
-        Verb::Doctor { backed_up: Some(key), .. } => cli.tell(&doctor::note_backup(&open()?, key)?, out),
+        Verb::Doctor { members, backed_up: Some(key) } => cli.tell(&doctor::note_backup(&open()?, members, key)?, out),
         Verb::Export(what) => cli.tell(&export::export(&open()?, what, notes)?, out),
     }?;
     Ok(Ended::Fine)
@@ -223,19 +225,35 @@ fn list(ca: &Ca, all: bool) -> Result<answer::List> {
     Ok(answer::List { certificates: listed })
 }
 
-fn show(file: &Path) -> Result<Shown> {
-    let text = files::read(file)?;
-    let shown = file.display();
+fn show(what: &Path) -> Result<Shown> {
+    // A token isn't repeated, not even where it is damaged: it holds a secret.
+    if let Some(token) = what.to_str().filter(|text| join::looks_like_one(text)) {
+        return show_token(token);
+    }
+    let text = files::read(what)?;
+    let shown = what.display();
+    if join::looks_like_one(&text) {
+        return show_token(&text).with_context(|| shown.to_string());
+    }
     if !text.contains("BEGIN CERTIFICATE") && text.contains("PRIVATE KEY") {
-        bail!("{shown} is a private key; show reads certificates");
+        bail!("{shown} is a private key; show reads certificates and join tokens");
     }
     let found = certificates("certificate", &text, 1000).with_context(|| shown.to_string())?;
-    let now_ms = i64::try_from(now()?.as_secs())?.saturating_mul(1000);
+    let now_ms = now_ms()?;
     let mut descriptions = Vec::with_capacity(found.len());
     for (number, der) in (1..).zip(&found) {
         descriptions.push(Description::of(der, now_ms).with_context(|| format!("{shown}, certificate {number}"))?);
     }
-    Ok(Shown { certificates: descriptions })
+    Ok(Shown::Certificates(descriptions))
+}
+
+fn show_token(text: &str) -> Result<Shown> {
+    let token: JoinToken = text.parse()?;
+    Ok(Shown::JoinToken(Description::of_token(&token, now_ms()?)))
+}
+
+fn now_ms() -> Result<i64> {
+    Ok(i64::try_from(now()?.as_secs())?.saturating_mul(1000))
 }
 
 fn verify(dir: &Path, what: &Verify) -> Result<Verified> {
@@ -603,14 +621,40 @@ mod tests {
         assert!(said.contains("has no note of a backup"), "{said}");
         assert!(doctor("--backed-up root").2.contains("the root (root) has a backup"));
         assert!(doctor("--backed-up issuing").2.contains("the issuing CA (issuing) has a backup"));
-        assert!(!doctor("").2.contains("no note of a backup"));
-        assert_eq!(doctor("--backed-up boss").0, format!("{:?}", ExitCode::from(2)));
+        let said = doctor("").2;
+        assert!(!said.contains("no note of a backup") && said.contains("hub's own keys weren't looked at"), "{said}");
+        for unknown in ["boss", "hub", "5ea15ea1", "--members @/keys boss", "--members @/keys 5ea"] {
+            let line = format!("--backed-up {unknown}");
+            assert_eq!(
+                doctor(&line.replace("--backed-up --members @/keys", "--members @/keys --backed-up")).0,
+                format!("{:?}", ExitCode::from(2))
+            );
+        }
 
         let now_ms = i64::try_from(now().unwrap().as_secs()).unwrap() * 1000;
         let member = |name: &str, days: i64| {
             let end_ms = now_ms + days * 86_400_000;
             format!(r#"{{"name":"{name}","bundle_version":1,"issuer_key":null,"not_after_ms":{end_ms},"last_seen_ms":null}}"#)
         };
+        let (seal, control) = ("5ea1".repeat(16), "c0de".repeat(16));
+        let keys = format!(r#"{{"what":"the hub's sealing key","key":"{seal}"}},{{"what":"its control key","key":"{control}"}}"#);
+        std::fs::write(dir.join("keys"), format!(r#"{{"domain":"test.internal","at_ms":{now_ms},"keys":[{keys}],"members":[]}}"#)).unwrap();
+        let said = doctor("--members @/keys").2;
+        assert!(
+            said.contains(&format!(
+                "the hub's sealing key has no note of a backup: keep one, then muster-certs doctor --members FILE --backed-up {seal}"
+            )),
+            "{said}"
+        );
+        assert!(said.contains(&control) && !said.contains("weren't looked at"), "{said}");
+        let error = doctor(&format!("--backed-up {seal}")).0;
+        assert_eq!(error, format!("{:?}", ExitCode::from(2)), "without the report nobody knows it");
+        assert!(doctor(&format!("--members @/keys --backed-up {seal}")).2.contains("the hub's sealing key has a backup"));
+        let said = doctor("--members @/keys").2;
+        assert!(!said.contains(&seal) && said.contains(&control), "{said}");
+        assert_eq!(doctor("--members @/keys --backed-up hub").2.matches("has a backup").count(), 2);
+        assert!(!doctor("--members @/keys").2.contains("no note of a backup"));
+
         let members = [member("site/oslo/relay/oslo-1", 2), member("site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617", 20)].join(",");
         std::fs::write(dir.join("m"), format!(r#"{{"domain":"test.internal","at_ms":{now_ms},"members":[{members}]}}"#)).unwrap();
         let (code, ended, said) = doctor("--members @/m");
@@ -619,6 +663,56 @@ mod tests {
         std::fs::write(dir.join("m"), r#"{"domain":"test.internal","at_ms":1,"members":[{"name":"\u001b[2J","bundle_version":1}]}"#)
             .unwrap();
         assert_eq!(doctor("--members @/m").0, format!("{:?}", ExitCode::from(2)));
+    }
+
+    #[test]
+    fn a_join_token_is_shown_as_text_and_as_json_without_its_secret() {
+        use muster_certs::join::{Dial, Kind};
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        let dial = |name: &str| Dial { address: "h:1".into(), door: "door.example.org:4434".into(), name: name.into() };
+        let token = JoinToken {
+            id: [0x1d; 8],
+            secret: *b"never to be seen by anybody else",
+            kind: Kind::Agent,
+            ends_ms: 4_000_000_000_000,
+            domain: "test.internal\u{1b}[2J".into(),
+            roots: vec![[0x3a; 32], [0x3b; 32]],
+            seal: [4; 32],
+            doors: vec![dial("site/oslo/relay/oslo-1"), dial("site/oslo/relay/oslo-2")],
+        };
+        let text = token.text();
+        std::fs::write(dir.join("token"), format!("{}\n{}\n", &text[..100], &text[100..])).unwrap();
+        let secret_hex: String = token.secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let secret_text = "never to be seen";
+        // Of the token's text, any part that carries the secret: 24 bytes of it in the middle.
+        let carries = &text[30..60];
+        for line in [format!("show {text}"), "show @/token".into(), format!("--json show {text}"), "--json show @/token".into()] {
+            let said = muster_certs(dir, &line).unwrap();
+            for part in
+                ["employee's computer", "1d1d1d1d1d1d1d1d", "site oslo", "2096-10-02", "site/oslo/relay/oslo-2 at door.example.org:4434"]
+            {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+            assert!(said.contains(&"3a".repeat(32)) && said.contains(&"3b".repeat(32)) && !said.contains('\u{1b}'), "{said}");
+            assert!(!said.contains(&secret_hex) && !said.contains(secret_text) && !said.contains(carries), "{said}");
+        }
+        let json: serde_json::Value = serde_json::from_str(&muster_certs(dir, "--json show @/token").unwrap()).unwrap();
+        let words: Vec<&String> = json["join_token"].as_object().unwrap().keys().collect();
+        assert_eq!(words, ["asks", "for", "id", "kind", "mesh", "roots", "until"]);
+
+        let of_relay = JoinToken { kind: Kind::Relay, ends_ms: 1, doors: vec![dial("hub/hub-1")], ..token.clone() };
+        let said = muster_certs(dir, &format!("show {}", of_relay.text())).unwrap();
+        assert!(said.contains("for a relay") && said.contains("it has ended") && said.contains("the hub knows"), "{said}");
+
+        let cut = &text[..text.len() - 5];
+        std::fs::write(dir.join("cut"), cut).unwrap();
+        for line in [format!("show {cut}"), "show @/cut".into()] {
+            let error = muster_certs(dir, &line).unwrap_err();
+            assert!(error.contains("the join token is damaged") && !error.contains(carries), "{error}");
+        }
+        let error = muster_certs(dir, &format!("show {}", text.replace("join-1", "join-2"))).unwrap_err();
+        assert!(error.contains("another version") && !error.contains(carries), "{error}");
     }
 
     #[test]

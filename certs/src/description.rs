@@ -1,4 +1,4 @@
-//! Quiet: a certificate in plain words, good or bad.
+//! Quiet: a certificate in plain words, good or bad; and a join token, without its secret.
 #![warn(clippy::wildcard_enum_match_arm, clippy::iter_over_hash_type)]
 
 use std::fmt;
@@ -8,11 +8,12 @@ use serde::{Serialize, Serializer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
-use crate::identity::Role;
+use crate::identity::{Name, Role, hex};
+use crate::join::{JoinToken, Kind};
 use crate::leaf::{self, LeafError, read_leaf, serial_text, stranger_text, usage_text};
 use crate::material::utc_text;
 
-/// What a certificate says. `Display` gives aligned lines, without a line feed at the end; as JSON it is an object of the same words.
+/// What a certificate or a join token says. `Display` gives aligned lines, without a line feed at the end; as JSON it is an object of the same words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     lines: Vec<(&'static str, String)>,
@@ -46,6 +47,33 @@ impl Description {
         lines.push(("valid", validity_text(&certificate, now_ms)));
         lines.push(("serial", serial_text(&certificate)));
         Ok(Description { lines })
+    }
+
+    /// Describes a join token; its secret is left out. `now_ms` (milliseconds UTC) decides how its end reads.
+    pub fn of_token(token: &JoinToken, now_ms: i64) -> Description {
+        let (kind, whom) = match token.kind {
+            Kind::Agent => ("a join token for an employee's computer", "whose, the hub knows: muster-hub token list"),
+            Kind::Relay => ("a join token for a relay", "of which site, the hub knows: muster-hub token list"),
+        };
+        let site = token.doors().find_map(|(_, name)| match name {
+            Name::Relay { site, .. } | Name::Agent { site, .. } => Some(site),
+            Name::Hub { .. } | Name::Control { .. } => None,
+        });
+        let whom = site.map_or_else(|| whom.to_owned(), |site| format!("site {site}; {whom}"));
+        let until = utc_text(token.ends_ms);
+        let until = if token.ends_ms < now_ms { format!("{until}: it has ended") } else { until };
+        let doors: Vec<String> = token.doors().map(|(door, name)| format!("{name} at {}", stranger_text(door))).collect();
+        let roots: Vec<String> = token.roots.iter().map(|root| hex(root)).collect();
+        let lines = vec![
+            ("kind", kind.to_owned()),
+            ("id", hex(&token.id)),
+            ("for", whom),
+            ("until", until),
+            ("mesh", stranger_text(&token.domain)),
+            ("roots", roots.join(", ")),
+            ("asks", doors.join(", ")),
+        ];
+        Description { lines }
     }
 }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::identity::{Name, Role};
 use crate::issuer::leaf_life_ms;
 use crate::ledger::Backups;
-use crate::members::Holder;
+use crate::members::{Holder, Report};
 use crate::rotation::{Kind, State};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -38,7 +38,9 @@ pub struct Checkup {
     pub findings: Vec<Finding>,
     /// The branches, by name.
     pub branches: Vec<Branch>,
-    /// Keys of this CA without a note that they have a backup.
+    /// Whether the hub's report named the hub's own keys, so that they were looked at.
+    pub hub_keys_known: bool,
+    /// Keys of this CA and of the hub without a note that they have a backup.
     pub without_backup: Vec<Key>,
 }
 
@@ -88,36 +90,59 @@ pub struct Branch {
     pub alone_until_ms: Option<i64>,
 }
 
-/// A key of the CA.
+/// A key that should have a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Key {
-    /// `root` or `issuing`.
-    pub of: Kind,
+    /// Whose it is.
+    pub of: KeyOf,
     /// What it is the key of.
     pub what: String,
-    /// Its key identifier.
+    /// Its key identifier; of a hub's key, SHA-256 of its public half. Lower-case hex.
     pub key: String,
 }
 
-/// Looks at everything.
-pub fn checkup(domain: &str, state: &State, holders: &[Holder], backups: &Backups, now_ms: i64) -> Checkup {
+/// Whose a key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyOf {
+    /// The root's.
+    Root,
+    /// The issuing CA's.
+    Issuing,
+    /// The hub's own: what is sealed to it, what it signs with.
+    Hub,
+}
+
+/// Looks at everything. `report`: the hub's, for its own keys; `holders` are everybody's certificates.
+pub fn checkup(domain: &str, state: &State, report: Option<&Report>, holders: &[Holder], backups: &Backups, now_ms: i64) -> Checkup {
     let mut findings = authorities(state, now_ms);
     findings.extend(holders.iter().filter_map(|holder| leaf(holder, now_ms)));
     findings.sort_by(|a, b| (a.at_ms, a.kind, &a.what).cmp(&(b.at_ms, b.kind, &b.what)));
     let soon = findings.iter().any(|finding| finding.breaks && finding.at_ms <= now_ms.saturating_add(SOON_MS));
-    let without_backup = keys(state).into_iter().filter(|key| !backups.keys.contains_key(&key.key)).collect();
-    Checkup { domain: domain.to_owned(), at_ms: now_ms, soon, findings, branches: branches(state, holders, now_ms), without_backup }
+    let hub_keys_known = report.is_some_and(|report| !report.keys.is_empty());
+    let without_backup = keys(state, report).into_iter().filter(|key| !backups.keys.contains_key(&key.key)).collect();
+    Checkup {
+        domain: domain.to_owned(),
+        at_ms: now_ms,
+        soon,
+        findings,
+        branches: branches(state, holders, now_ms),
+        hub_keys_known,
+        without_backup,
+    }
 }
 
-/// The keys of the CA that should have a backup.
-pub fn keys(state: &State) -> Vec<Key> {
+/// The keys that should have a backup: the CA's, and the hub's as far as its report names them.
+pub fn keys(state: &State, report: Option<&Report>) -> Vec<Key> {
     let issuing = state.kept_keys().into_iter().map(|it| Key {
-        of: Kind::Issuing,
+        of: KeyOf::Issuing,
         what: format!("the issuing CA ({})", it.file),
         key: it.key.clone(),
     });
-    let roots = state.roots().into_iter().map(|it| Key { of: Kind::Root, what: format!("the root ({})", it.file), key: it.key.clone() });
-    roots.chain(issuing).collect()
+    let roots = state.roots().into_iter().map(|it| Key { of: KeyOf::Root, what: format!("the root ({})", it.file), key: it.key.clone() });
+    let hub = report.into_iter().flat_map(|report| &report.keys);
+    let hub = hub.map(|it| Key { of: KeyOf::Hub, what: it.what.clone(), key: it.key.clone() });
+    roots.chain(issuing).chain(hub).collect()
 }
 
 /// Each branch, and until when it can stay alone.

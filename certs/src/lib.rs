@@ -13,6 +13,7 @@
 //! - [`denied`]: whom nobody takes any more.
 //! - [`device_key`]: the key that a device keeps for life.
 //! - [`stranger`]: TLS for someone who has no certificate yet.
+//! - [`join`]: the text that lets somebody in: all that is needed to know the mesh beforehand.
 //! - [`issued`], [`ledger`]: which device was issued to whom; which certificates were issued, who was revoked.
 //! - [`members`]: who holds which certificate and which roots, as the hub reports it.
 //! - [`rotation`]: the steps from an old issuing CA or root to a new one.
@@ -35,6 +36,7 @@ pub mod files;
 pub mod identity;
 pub mod issued;
 pub mod issuer;
+pub mod join;
 pub mod keys;
 pub mod leaf;
 pub mod ledger;
@@ -60,7 +62,7 @@ pub use issuer::{AltName, Chain, Issuer, IssuerError, LeafParams, RevokedSerial,
 pub use keys::{Keys, Reloaded, SystemTime, Time};
 pub use leaf::{Expect, Leaf, LeafError, check_leaf, read_leaf};
 pub use material::KeysError;
-pub use members::{Holder, Member, Report};
+pub use members::{Holder, HubKey, Member, Report};
 pub use request::{KeyRequest, Requested};
 pub use stranger::{Fingerprint, Trusted, check_door, door_config, stranger_config};
 pub use tls::{DIALLED_NAME, TlsError, check_dialled, check_peer, client_config, leaf_error, server_config};

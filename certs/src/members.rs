@@ -13,6 +13,8 @@ use crate::material::utc_text;
 pub const REPORT_AGE_MAX_MS: i64 = 24 * 60 * 60 * 1000;
 /// How far the hub's clock may be ahead.
 const AHEAD_MAX_MS: i64 = 10 * 60 * 1000;
+/// The most words, in characters, that a hub has for a key of its own.
+const WHAT_CHARS_MAX: usize = 80;
 /// A key identifier has 20 bytes; nobody's has more than this, as hex.
 const KEY_CHARS_MAX: usize = 128;
 
@@ -26,8 +28,20 @@ pub struct Report {
     /// The subject key identifier of the issuing CA by which the hub signs at that moment, lower-case hex; null: another hub does.
     #[serde(default)]
     pub signer_key: Option<String>,
+    /// Keys of that hub itself that should have a backup; none: a hub of an older version, or one that never ran.
+    #[serde(default)]
+    pub keys: Vec<HubKey>,
     /// Everybody who was enrolled, once.
     pub members: Vec<Member>,
+}
+
+/// A key of a hub's own, by its public half.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubKey {
+    /// What it is, in a few words: `the hub's sealing key (seal.key)`.
+    pub what: String,
+    /// SHA-256 of the public key, lower-case hex.
+    pub key: String,
 }
 
 /// One member. Fields that this version doesn't know are ignored.
@@ -91,6 +105,9 @@ pub enum ReportError {
         /// Who.
         name: Name,
     },
+    /// A key of the hub's own that isn't told as one.
+    #[error("key {0} of the report isn't one: lower-case hex, and a few plain words")]
+    HubKey(usize),
     /// Too old to decide by.
     #[error("the report is of {}, more than a day ago; make a new one: muster-hub member list --json", utc_text(*.0))]
     Old(i64),
@@ -125,6 +142,14 @@ impl Holder {
     }
 }
 
+impl HubKey {
+    /// Whether a terminal can show it.
+    fn is_plain(&self) -> bool {
+        let is_plain = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+        is_hex(&self.key) && (1..=WHAT_CHARS_MAX).contains(&self.what.len()) && self.what.bytes().all(is_plain)
+    }
+}
+
 impl Report {
     /// Reads a report and checks every entry.
     pub fn read(text: &str, domain: &str) -> Result<Report, ReportError> {
@@ -133,6 +158,10 @@ impl Report {
             return Err(ReportError::OtherDomain { found: stranger_text(&report.domain), own: domain.to_owned() });
         }
         report.holders()?;
+        let bad = (1..).zip(&report.keys).find(|(_, key)| !key.is_plain());
+        if let Some((number, _)) = bad {
+            return Err(ReportError::HubKey(number));
+        }
         Ok(report)
     }
 
@@ -212,6 +241,7 @@ mod tests {
             domain: "test.internal".into(),
             at_ms: 1_800_000_000_000,
             signer_key: Some("0c".into()),
+            keys: vec![HubKey { what: "the hub's sealing key (seal.key)".into(), key: "5e".into() }],
             members: vec![Member {
                 name: "site/oslo/relay/oslo-1".into(),
                 bundle_version: Some(3),
@@ -223,8 +253,8 @@ mod tests {
             }],
         };
         let golden = concat!(
-            r#"{"domain":"test.internal","at_ms":1800000000000,"signer_key":"0c","members":[{"name":"site/oslo/relay/oslo-1","bundle_version":3,"#,
-            r#""issuer_key":"0a1b","serial":"77","not_after_ms":1801000000000,"last_seen_ms":1799999999000,"denied":false}]}"#
+            r#"{"domain":"test.internal","at_ms":1800000000000,"signer_key":"0c","keys":[{"what":"the hub's sealing key (seal.key)","key":"5e"}],"#,
+            r#""members":[{"name":"site/oslo/relay/oslo-1","bundle_version":3,"issuer_key":"0a1b","serial":"77","not_after_ms":1801000000000,"last_seen_ms":1799999999000,"denied":false}]}"#
         );
         assert_eq!(serde_json::to_string(&report).unwrap(), golden);
         assert_eq!(Report::read(golden, "test.internal").unwrap(), report);
@@ -235,7 +265,7 @@ mod tests {
         let read = Report::read(&report(&member("site/oslo/relay/oslo-1")), "test.internal").unwrap();
         assert_eq!(read.holders().unwrap()[0].bundle, Some(2));
         assert_eq!((read.members[0].serial.as_deref(), read.members[0].denied), (None, false));
-        assert_eq!(read.signer_key, None);
+        assert_eq!((read.signer_key, read.keys), (None, Vec::new()));
     }
 
     #[test]
@@ -260,6 +290,11 @@ mod tests {
         assert!(matches!(Report::read(&report(&format!("{one},{one}")), "test.internal"), Err(ReportError::Twice { number: 2, .. })));
         let bad = one.replace("0a1b", "0A1B\\u001b");
         assert!(matches!(Report::read(&report(&bad), "test.internal"), Err(ReportError::Hex { number: 1, .. })));
+        for (what, key) in [("seal", "0A"), ("seal", ""), ("", "0a"), ("\u{1b}[2J", "0a"), (&*"s".repeat(81), "0a")] {
+            let keys = serde_json::json!([{"what": "the hub's sealing key (seal.key)", "key": "0a"}, {"what": what, "key": key}]);
+            let text = serde_json::json!({"domain": "test.internal", "at_ms": 1, "keys": keys, "members": []}).to_string();
+            assert_eq!(Report::read(&text, "test.internal"), Err(ReportError::HubKey(2)), "{what:?} {key:?}");
+        }
     }
 
     #[test]

@@ -151,14 +151,40 @@ fn what_ends_is_told_by_time_and_only_what_nobody_renews() {
 fn a_key_without_a_note_of_its_backup_is_named_until_there_is_one() {
     let mut world = World::new();
     let whose = |checkup: &Checkup| checkup.without_backup.iter().map(|key| key.what.clone()).collect::<Vec<_>>();
-    assert_eq!(whose(&world.checkup(&[])), ["the root (root)", "the issuing CA (issuing)"]);
+    let fresh = whose(&world.checkup(&[]));
+    assert_eq!(
+        fresh,
+        ["the root (root)", "the issuing CA (issuing)", "the hub's sealing key (seal.key)", "the hub's control key (control.key)"]
+    );
+    assert_eq!(fresh.len(), keys_that_need_a_backup().len(), "one for each row of the page of keys");
+    for (row, what) in keys_that_need_a_backup().iter().zip(&fresh) {
+        assert!(what.contains(row), "{row}: {what}");
+    }
     let mut noted = Backups::default();
     for key in world.checkup(&[]).without_backup {
         noted.keys.insert(key.key, NOW_MS);
     }
     world.ca.start_issuing(&world.ca.root_folder()).unwrap();
-    let after = checkup(DOMAIN, world.ca.state(), &[], &noted, NOW_MS);
+    let after = checkup(DOMAIN, world.ca.state(), None, &[], &noted, NOW_MS);
     assert_eq!(after.without_backup.len(), 1, "the new key has none yet");
+    assert!(!after.hub_keys_known, "without a report");
+    let all = checkup(DOMAIN, world.ca.state(), Some(&world.report(&[])), &[], &noted, NOW_MS);
+    assert_eq!((all.without_backup.len(), all.hub_keys_known), (1, true), "those of the hub are noted");
+}
+
+/// The rows of ops/KEYS.md whose fourth column says yes, in its order.
+fn keys_that_need_a_backup() -> Vec<String> {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../ops/KEYS.md")).unwrap();
+    let rows = page.lines().filter_map(|line| {
+        let columns: Vec<&str> = line.split('|').map(|column| column.trim().trim_start_matches("**")).collect();
+        columns.get(4).filter(|backup| backup.starts_with("yes")).map(|_| columns[1].split("**").next().unwrap().to_owned())
+    });
+    rows.collect()
+}
+
+fn hub_keys() -> Vec<HubKey> {
+    let key = |what: &str, key: &str| HubKey { what: what.into(), key: key.repeat(32) };
+    vec![key("the hub's sealing key (seal.key)", "5e"), key("the hub's control key (control.key)", "c0")]
 }
 
 struct World {
@@ -216,7 +242,7 @@ impl World {
         }
     }
 
-    fn checkup(&self, nodes: &[&Node]) -> Checkup {
+    fn report(&self, nodes: &[&Node]) -> Report {
         let member = |node: &&Node| Member {
             name: node.name.to_string(),
             bundle_version: Some(node.bundle),
@@ -226,10 +252,19 @@ impl World {
             last_seen_ms: None,
             denied: false,
         };
-        let report =
-            Report { domain: DOMAIN.into(), at_ms: self.clock.now_ms(), signer_key: None, members: nodes.iter().map(member).collect() };
+        Report {
+            domain: DOMAIN.into(),
+            at_ms: self.clock.now_ms(),
+            signer_key: None,
+            keys: hub_keys(),
+            members: nodes.iter().map(member).collect(),
+        }
+    }
+
+    fn checkup(&self, nodes: &[&Node]) -> Checkup {
+        let report = self.report(nodes);
         let holders = self.ca.holders(Some(&report)).unwrap();
-        checkup(DOMAIN, self.ca.state(), &holders, &Backups::default(), self.clock.now_ms())
+        checkup(DOMAIN, self.ca.state(), Some(&report), &holders, &Backups::default(), self.clock.now_ms())
     }
 
     /// The doctor's word on the one branch, which the first failing handshake must confirm within a minute.

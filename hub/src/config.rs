@@ -1,6 +1,7 @@
 //! Blocking: the hub's configuration, local and fixed at the start. What is collected stands in the policy instead.
 
 use std::{
+    fmt::Display,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -138,28 +139,33 @@ impl Config {
 
     /// The sealing key, in the state folder: what is sealed to it only this hub reads. Made when it isn't there.
     pub fn seal_key(&self) -> Result<SealKey, Complaint> {
-        let path = self.state.join(SEAL_KEY);
-        let unusable = |why: String| {
-            let todo = format!("Put {} right; every join token that is out needs it", path.display());
-            Complaint::new(format!("The hub's sealing key can't be used ({why})"), todo)
-        };
-        match files::read_secret(&path) {
-            Ok(text) => {
-                let bytes = HEXLOWER.decode(text.trim().as_bytes()).ok();
-                bytes.and_then(|bytes| SealKey::from_bytes(&bytes)).ok_or_else(|| unusable("it is none".to_owned()))
-            }
-            Err(FileError::Missing(_)) => {
-                let made = SealKey::generate().map_err(|error| unusable(error.to_string()))?;
-                files::create_folder(&self.state).map_err(|error| unusable(error.to_string()))?;
-                match files::create_secret(&path, (HEXLOWER.encode(&made.to_bytes()) + "\n").as_bytes()) {
-                    // Another program of this hub was faster.
-                    Err(FileError::Exists(_)) => self.seal_key(),
-                    Err(error) => Err(unusable(error.to_string())),
-                    Ok(()) => Ok(made),
-                }
-            }
-            Err(error) => Err(unusable(error.to_string())),
+        if let Some(kept) = self.kept_seal_key()? {
+            return Ok(kept);
         }
+        let made = SealKey::generate().map_err(|error| self.no_seal_key(&error))?;
+        files::create_folder(&self.state).map_err(|error| self.no_seal_key(&error))?;
+        match files::create_secret(&self.state.join(SEAL_KEY), (HEXLOWER.encode(&made.to_bytes()) + "\n").as_bytes()) {
+            // Another program of this hub was faster.
+            Err(FileError::Exists(_)) => self.seal_key(),
+            Err(error) => Err(self.no_seal_key(&error)),
+            Ok(()) => Ok(made),
+        }
+    }
+
+    /// The sealing key as it is kept. None: it was never made.
+    pub fn kept_seal_key(&self) -> Result<Option<SealKey>, Complaint> {
+        let text = match files::read_secret(&self.state.join(SEAL_KEY)) {
+            Ok(text) => text,
+            Err(FileError::Missing(_)) => return Ok(None),
+            Err(error) => return Err(self.no_seal_key(&error)),
+        };
+        let bytes = HEXLOWER.decode(text.trim().as_bytes()).ok();
+        bytes.and_then(|bytes| SealKey::from_bytes(&bytes)).map(Some).ok_or_else(|| self.no_seal_key(&"it is none"))
+    }
+
+    fn no_seal_key(&self, why: &dyn Display) -> Complaint {
+        let todo = format!("Put {} right; every join token that is out needs it", self.state.join(SEAL_KEY).display());
+        Complaint::new(format!("The hub's sealing key can't be used ({why})"), todo)
     }
 
     /// The mesh port's host and port as relays dial them. None: it isn't known from here.

@@ -681,11 +681,20 @@ pub fn check(config: &Config, keys: &Keys, now_ms: i64) -> Result<String, Compla
 
 /// The number of the key that this hub signs with, as its files say it. None: it has none yet.
 pub fn own_number(config: &Config) -> Option<u32> {
-    let path = config.control.as_ref().map_or_else(|| config.state.join(CERTIFICATE), |files| files.certificate.clone());
-    match leaf_of(&files::read(&path).ok()?)?.identity.name {
+    match leaf_of(&own_chain(config)?)?.identity.name {
         Name::Control { n } => Some(n),
         Name::Hub { .. } | Name::Relay { .. } | Name::Agent { .. } => None,
     }
+}
+
+/// The public half of the key that this hub signs with, as its files say it. None: it has none yet.
+pub fn own_public(config: &Config) -> Option<Vec<u8>> {
+    public_of(&own_chain(config)?)
+}
+
+fn own_chain(config: &Config) -> Option<String> {
+    let path = config.control.as_ref().map_or_else(|| config.state.join(CERTIFICATE), |files| files.certificate.clone());
+    files::read(&path).ok()
 }
 
 fn signs_nothing() -> Complaint {

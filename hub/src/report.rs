@@ -2,13 +2,20 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use muster_certs::{Fingerprint, Member, Report};
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
+use muster_certs::{Fingerprint, HubKey, Member, Report};
 use muster_mesh::{
+    complaint::Complaint,
     ids::Version,
     message::{Bundle, MessageError, SignedKind},
 };
 
-use crate::store::{CertificateRow, Store, StoreError};
+use crate::{
+    config::Config,
+    control,
+    store::{CertificateRow, Store, StoreError},
+};
 
 /// Members that are read at a time.
 const PAGE: i64 = 1_000;
@@ -22,8 +29,8 @@ pub enum ReportError {
     Bundle(#[from] MessageError),
 }
 
-/// Of the running hub's database. By which CA it signs is read first: behind that, nothing of an earlier one is added any more.
-pub async fn report(store: &Store, domain: &str, now_ms: i64) -> Result<Report, ReportError> {
+/// Of the running hub's database; `keys` are [`own_keys`]. By which CA it signs is read first: behind that, nothing of an earlier one is added any more.
+pub async fn report(store: &Store, domain: &str, keys: Vec<HubKey>, now_ms: i64) -> Result<Report, ReportError> {
     let kind = SignedKind::Bundle.as_u8();
     let newest = store.newest_paper(kind).await?.map(|paper| Bundle::read(&paper.body)).transpose()?;
     let signer_key = newest.as_ref().map(|bundle| bundle.issuer.clone()).filter(|issuer| !issuer.is_empty());
@@ -52,7 +59,17 @@ pub async fn report(store: &Store, domain: &str, now_ms: i64) -> Result<Report, 
             }
         }));
     }
-    Ok(Report { domain: domain.to_owned(), at_ms: now_ms, signer_key, members })
+    Ok(Report { domain: domain.to_owned(), at_ms: now_ms, signer_key, keys, members })
+}
+
+/// The keys that this hub has alone and that should have a backup, by their public halves. One that isn't there yet is none.
+pub fn own_keys(config: &Config) -> Result<Vec<HubKey>, Complaint> {
+    let of = |what: &str, public: &[u8]| HubKey { what: what.to_owned(), key: HEXLOWER.encode(digest(&SHA256, public).as_ref()) };
+    // Nobody seals anything to a hub without the issuing key.
+    let seal = config.signer.as_ref().map(|_| config.kept_seal_key()).transpose()?.flatten();
+    let seal = seal.map(|key| of("the hub's sealing key (seal.key)", &key.public().0));
+    let control = control::own_public(config).map(|public| of("the hub's control key (control.key)", &public));
+    Ok([seal, control].into_iter().flatten().collect())
 }
 
 /// Of each who said which bundle it holds the version of the CA's roots in there. What this database doesn't know says nothing, and neither does

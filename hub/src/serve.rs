@@ -36,7 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_service::Service;
 use warp::{filters::BoxedFilter, reply::Response};
 
-use crate::api::problem::ApiError;
+use crate::api::{door::busy, problem::ApiError};
 
 /// Connections of one listener; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -47,6 +47,8 @@ const HEADER: Duration = Duration::from_secs(15);
 /// One request, body and answer: 8 MiB over a slow line, and a commit on a slow disk.
 const REQUEST: Duration = Duration::from_secs(120);
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Whoever asked too often at the door comes again after this: by then it is another minute.
+const TURNED_AWAY_S: u32 = 60;
 /// Somebody without a certificate: a question or two.
 const STRANGER: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(20);
@@ -69,8 +71,8 @@ pub struct Peer {
 pub enum Door {
     /// Mutual TLS, relays only.
     Mesh { keys: Arc<Keys>, tls: Arc<ServerConfig>, clock: Arc<dyn Clock>, denials: watch::Receiver<Arc<Denied>> },
-    /// TLS for those who have no certificate, each address so often a minute.
-    Strangers { tls: Arc<ServerConfig>, callers: Mutex<Callers>, clock: Arc<dyn Clock> },
+    /// TLS for those who have no certificate. Each address connects so often a minute, and asks so often over all its connections.
+    Strangers { tls: Arc<ServerConfig>, connected: Mutex<Callers>, asked: Mutex<Callers>, clock: Arc<dyn Clock> },
     /// TLS with the organisation's certificate, for people. A web page whose name points here has no certificate for it.
     WebTls { tls: Arc<ServerConfig> },
     /// Plain HTTP on loopback. Only requests that name this host: otherwise any web page could have its name point here.
@@ -88,7 +90,7 @@ impl Door {
     pub fn strangers(keys: &Arc<Keys>, clock: Arc<dyn Clock>) -> Result<Door, Complaint> {
         let tls = muster_certs::door_config(keys, &[b"h2", b"http/1.1"])
             .map_err(|error| Complaint::new(format!("TLS can't be set up ({error})"), "Issue a hub's certificate with muster-certs"))?;
-        Ok(Door::Strangers { tls: Arc::new(tls), callers: Mutex::default(), clock })
+        Ok(Door::Strangers { tls: Arc::new(tls), connected: Mutex::default(), asked: Mutex::default(), clock })
     }
 
     /// None: plain HTTP.
@@ -99,17 +101,30 @@ impl Door {
         Ok(Door::WebTls { tls: Arc::new(tls) })
     }
 
-    /// Whether this address may come now.
+    /// Whether this address may connect now.
     fn admits(&self, address: SocketAddr) -> bool {
         match self {
             Door::Mesh { .. } | Door::WebTls { .. } | Door::Web => true,
-            Door::Strangers { callers, clock, .. } => {
-                // Nothing under this lock panics half-way through a change.
-                let mut callers = callers.lock().unwrap_or_else(PoisonError::into_inner);
-                callers.admit(address.ip(), clock.now().boot_ms)
-            }
+            Door::Strangers { connected, clock, .. } => admits(connected, address, clock),
         }
     }
+
+    /// Whether this address may ask now, over a connection that it has.
+    fn hears(&self, address: SocketAddr) -> bool {
+        match self {
+            Door::Mesh { .. } | Door::WebTls { .. } | Door::Web => true,
+            Door::Strangers { asked, clock, .. } => admits(asked, address, clock),
+        }
+    }
+}
+
+fn admits(callers: &Mutex<Callers>, address: SocketAddr, clock: &Arc<dyn Clock>) -> bool {
+    // Nothing under this lock panics half-way through a change.
+    let admitted = callers.lock().unwrap_or_else(PoisonError::into_inner).admit(address.ip(), clock.now().boot_ms);
+    if !admitted {
+        metrics::counter!("muster_hub_door_turned_away_total").increment(1);
+    }
+    admitted
 }
 
 /// Takes a port. `field` is its name in the configuration.
@@ -150,9 +165,7 @@ impl Listening {
                 () = self.stop.cancelled() => break,
             };
             match accepted {
-                Ok((_, address)) if !self.door.admits(address) => {
-                    metrics::counter!("muster_hub_door_turned_away_total").increment(1);
-                }
+                Ok((_, address)) if !self.door.admits(address) => {}
                 Ok((stream, address)) => {
                     let connection = Connection {
                         door: self.door.clone(),
@@ -300,13 +313,16 @@ impl Connection {
             Door::Mesh { .. } | Door::Strangers { .. } | Door::WebTls { .. } => true,
             Door::Web => names_this_host(&request),
         };
-        let is_denied = self.is_denied();
+        let (is_heard, is_denied) = (self.door.hears(self.peer.address), self.is_denied());
         let mut request = request.map(|body| Limited::new(body, BODY_BYTES_MAX));
         request.extensions_mut().insert(self.peer.clone());
         let mut service = warp::service(self.routes.clone());
         async move {
             if !here {
                 return Ok(ApiError::OtherHost.response());
+            }
+            if !is_heard {
+                return Ok(busy(TURNED_AWAY_S).unwrap_or_else(|error| error.response()));
             }
             if is_denied {
                 return Ok(ApiError::NotARelay.response());

@@ -6,20 +6,23 @@ mod world;
 
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use muster_certs::{Ca, DIALLED_NAME, Keys, Name, Role, SystemTime, client_config};
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
+use muster_certs::{Ca, DIALLED_NAME, Keys, Name, Report, Role, SystemTime, Trusted, client_config, stranger_config};
 use muster_hub::{
     api::{
         self,
         routes::{Access, Entry, Looks, Method, ROUTES},
     },
     config::{Config, ControlFiles, Door, Mesh, SignerAt, StatusAt, StoreAt, Web},
-    control, password,
+    control, password, report,
     running::{self, Running},
     serve,
     store::{Grant, MemberRow, Store, TokenRow},
 };
 use muster_mesh::{
     clock::{Clock, SystemClock},
+    control_key::ControlKey,
     door::{self, DOOR_CONTENT_TYPE, DOOR_PROTOCOL},
     ids::Lane,
     message::{Answer, PostHead, SYNC_CONTENT_TYPE, Signed, SignedKind},
@@ -332,6 +335,50 @@ async fn wrong_passwords_and_unknown_names_sound_alike_and_make_one_wait() {
 }
 
 #[tokio::test]
+async fn an_address_asks_ten_times_a_minute_at_the_door_over_one_connection_or_many() {
+    // Whose minute ends when it is told to.
+    let world = World::new().await;
+    let ca = Ca::init(&world.folder.path().join("door-ca"), "muster.test").unwrap();
+    let own = ca.issue_hub("hub-1").unwrap();
+    let keys = Arc::new(Keys::from_pem(&own.pem, &own.key_pem, ca.roots_pem(), Role::Hub, Arc::new(SystemTime)).unwrap());
+    let listener = serve::bind("127.0.0.1:0".parse().unwrap(), "door.listen").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let door = serve::Door::strangers(&keys, Arc::new(world.clock.clone())).unwrap();
+    let serving = serve::spawn(listener, door, api::door(&world.hub), stop.clone());
+    let stranger = || {
+        let trusted = Trusted::of_roots("muster.test", ca.roots_pem()).unwrap();
+        let hub = Name::Hub { id: "hub-1".into() };
+        let tls = stranger_config(&trusted, &hub, Arc::new(SystemTime), &[b"h2", b"http/1.1"]).unwrap();
+        reqwest::Client::builder().tls_backend_preconfigured(tls).resolve(DIALLED_NAME, at).build().unwrap()
+    };
+    // What can't be read is answered without anybody's key, and is an ask like any other.
+    let ask = async |client: &reqwest::Client| {
+        let url = format!("https://{DIALLED_NAME}:{}/door/{DOOR_PROTOCOL}", at.port());
+        let answer = client.post(url).header("content-type", DOOR_CONTENT_TYPE).body("what?").send().await?;
+        assert_eq!((answer.status(), &answer.headers()["content-type"]), (StatusCode::OK, &DOOR_CONTENT_TYPE.parse().unwrap()));
+        reqwest::Result::Ok(door::Answer::read(&answer.bytes().await?).unwrap())
+    };
+    let (first, second) = (stranger(), stranger());
+    for n in 1..=10 {
+        assert_eq!(ask(&first).await.unwrap(), door::Answer::Unreadable, "ask {n}");
+    }
+    assert_eq!(ask(&first).await.unwrap(), door::Answer::Busy { seconds: 60 }, "the eleventh over one connection");
+    assert_eq!(ask(&second).await.unwrap(), door::Answer::Busy { seconds: 60 }, "another connection is the same address");
+    world.clock.advance(60_000);
+    assert_eq!(ask(&first).await.unwrap(), door::Answer::Unreadable, "a minute later");
+    // Connections have a bound of their own: the first two are of the minute before.
+    let mut answered = 0;
+    for _ in 0..11 {
+        answered += usize::from(ask(&stranger()).await.is_ok());
+    }
+    assert_eq!(answered, 10);
+    stop.cancel();
+    drop((first, second));
+    serving.await.unwrap();
+}
+
+#[tokio::test]
 async fn what_stops_a_start_is_one_clear_line() {
     let house = House::new().await;
     let (web, config) = (house.running().web, house.config.clone());
@@ -404,6 +451,36 @@ async fn a_hub_signs_with_a_key_of_its_own_or_doesnt_start() {
     let store = Store::open(&config.store.url).await.unwrap();
     let numbers: Vec<u32> = store.control_keys().await.unwrap().iter().map(|row| row.n).collect();
     assert_eq!(numbers, [1, 2]);
+}
+
+#[tokio::test]
+async fn the_report_names_the_keys_that_only_this_hub_has_and_nothing_secret_of_them() {
+    let (folder, config) = House::new().await.stop().await;
+    let signing = Config { control: None, ..config.clone() };
+    let new = Config { state: folder.path().join("new"), ..signing.clone() };
+    assert_eq!((report::own_keys(&new).unwrap(), new.state.exists()), (Vec::new(), false), "asking makes no key");
+    running::start(signing.clone(), false).await.unwrap().drain().await;
+    let keys = report::own_keys(&signing).unwrap();
+    let seal = std::fs::read_to_string(path(&folder, "state/seal.key")).unwrap();
+    let (public, secret) = seal.trim().split_at(64);
+    let control = std::fs::read_to_string(path(&folder, "state/control.key")).unwrap();
+    let id = |public: &[u8]| HEXLOWER.encode(digest(&SHA256, public).as_ref());
+    let named: Vec<(&str, &str)> = keys.iter().map(|key| (&*key.what, &*key.key)).collect();
+    let seal_id = id(&HEXLOWER.decode(public.as_bytes()).unwrap());
+    let control_id = id(ControlKey::from_pem(0, &control).unwrap().public());
+    assert_eq!(named, [("the hub's sealing key (seal.key)", &*seal_id), ("the hub's control key (control.key)", &*control_id)]);
+
+    let store = Store::open(&config.store.url).await.unwrap();
+    let told = report::report(&store, "muster.test", keys.clone(), 1).await.unwrap();
+    let text = serde_json::to_string_pretty(&told).unwrap();
+    assert_eq!(Report::read(&text, "muster.test").unwrap().keys, keys);
+    let body: Vec<&str> = control.lines().filter(|line| !line.starts_with("-----")).collect();
+    assert!(secret.len() == 64 && !body.is_empty());
+    assert!(!text.contains(secret) && body.iter().all(|line| !text.contains(line)), "{text}");
+
+    let elsewhere = report::own_keys(&Config { signer: None, ..config }).unwrap();
+    assert_eq!(elsewhere.len(), 1, "nothing is sealed to a hub without the issuing key");
+    assert!(elsewhere[0].what.contains("control key") && elsewhere[0].key != control_id, "its files hold another");
 }
 
 #[tokio::test]

@@ -664,7 +664,7 @@ impl Office {
     }
 
     async fn report(&self, world: &World) -> Report {
-        report(&self.store, "muster.test", world.now_ms()).await.unwrap()
+        report(&self.store, "muster.test", Vec::new(), world.now_ms()).await.unwrap()
     }
 
     async fn new(world: &World) -> Office {

@@ -19,6 +19,8 @@ use muster_certs::{
     device_key::{self, PUBLIC_KEY_BYTES},
 };
 
+pub use muster_certs::join::Dial;
+
 use crate::{
     ids::Version,
     limits,
@@ -120,17 +122,6 @@ pub struct Issued {
     pub dial: Vec<Dial>,
     /// The hub's sealing key, for next time.
     pub seal: [u8; 32],
-}
-
-/// Where somebody can be dialled.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Dial {
-    /// Host and port.
-    pub address: String,
-    /// Its door's host and port.
-    pub door: String,
-    /// Who must answer, as in `site/oslo/relay/oslo-1`.
-    pub name: String,
 }
 
 /// Whether a device may work yet.

@@ -15,6 +15,7 @@ use crate::{
     join::JoinToken,
     member::{Home, Member},
     relay_list::RelayList,
+    seal::SealTo,
 };
 
 /// Whom a token may make of this folder's program: anybody, or `again` only who it is already, with the key and the queue that it has. So a mesh
@@ -40,7 +41,7 @@ pub async fn join<W: Way>(
     door: impl Fn(&str, &Name, &Trusted) -> Result<W, String>,
 ) -> anyhow::Result<Member> {
     let (device_key, request) = (home.device_key()?, home.request()?);
-    let asking = Asking { device_key: &device_key, seal: &token.seal(), version, bundle: Version::default() };
+    let asking = Asking { device_key: &device_key, seal: &SealTo(token.seal), version, bundle: Version::default() };
     let mut why = "the join token names nobody to ask".to_owned();
     for (address, name) in token.doors() {
         let wish = Wish::Enroll { token: token.id, secret: token.secret };

@@ -1,119 +1,15 @@
-//! Blocking: a join token: what a new device or relay is given, as one line of text. It holds all that is needed to know the mesh before the first
-//! word is spoken, so that nothing is trusted on first sight.
-//!
-//! ```text
-//! muster-join-1.<base64url: token (bincode) | crc32c>
-//! ```
+//! Blocking: a join token as somebody gives it to a program. Its format is [`muster_certs::join`]'s.
 
-use std::{fmt, path::Path, str::FromStr};
+use std::path::Path;
 
-use bincode::{Decode, Encode};
-use data_encoding::BASE64URL_NOPAD;
-use muster_certs::{Fingerprint, Name, Role, Trusted, files};
+pub use muster_certs::join::{JoinToken, Kind, TokenError};
+use muster_certs::{files, join::looks_like_one};
 
-use crate::{
-    complaint::Complaint,
-    door::Dial,
-    limits,
-    message::{decode, encode},
-    seal::SealTo,
-};
-
-const PREFIX: &str = "muster-join-1.";
-const FAMILY: &str = "muster-join-";
-
-/// A token. Its text is a secret.
-#[derive(Clone, PartialEq, Eq, Encode, Decode)]
-pub struct JoinToken {
-    pub id: [u8; 8],
-    /// The hub keeps only its SHA-256.
-    pub secret: [u8; 32],
-    pub kind: Kind,
-    pub ends_ms: i64,
-    pub domain: String,
-    /// SHA-256 of each root.
-    pub roots: Vec<[u8; 32]>,
-    /// The hub's sealing key.
-    pub seal: [u8; 32],
-    /// Whom to ask: an agent its relays, a relay the hub. At their doors.
-    pub doors: Vec<Dial>,
-}
-
-/// What a token makes of its bearer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum Kind {
-    Agent,
-    Relay,
-}
-
-impl Kind {
-    pub fn role(self) -> Role {
-        match self {
-            Kind::Agent => Role::Agent,
-            Kind::Relay => Role::Relay,
-        }
-    }
-}
-
-/// A text that is no token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    #[error("this is no join token: one begins with {PREFIX}")]
-    NoToken,
-    #[error("this join token is of another version than this program; take the program of the hub's version")]
-    Version,
-    #[error("the join token is damaged: was all of it copied?")]
-    Damaged,
-    #[error("the join token names nobody to ask; ask for a new one")]
-    Doors,
-}
-
-impl JoinToken {
-    /// What its bearer knows of the mesh.
-    pub fn trusted(&self) -> Trusted {
-        Trusted { domain: self.domain.clone(), roots: self.roots.iter().copied().map(Fingerprint).collect(), held: Vec::new() }
-    }
-
-    pub fn seal(&self) -> SealTo {
-        SealTo(self.seal)
-    }
-
-    /// Whom to ask, in order: the door's host and port, and who must answer there.
-    pub fn doors(&self) -> impl Iterator<Item = (&str, Name)> {
-        self.doors.iter().filter_map(|door| Some((door.door.as_str(), door.name.parse().ok()?)))
-    }
-
-    /// The one line that is given on.
-    pub fn text(&self) -> String {
-        // Encoding into memory can't fail: there is no such thing as a token too long for it.
-        let mut bytes = encode(self).unwrap_or_default();
-        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-        format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
-    }
-}
-
-impl FromStr for JoinToken {
-    type Err = TokenError;
-
-    fn from_str(text: &str) -> Result<JoinToken, TokenError> {
-        // A mail program may have broken the line.
-        let text: String = text.chars().filter(|c| !c.is_whitespace()).take(2 * limits::JOIN_TOKEN_BYTES_MAX).collect();
-        let Some(body) = text.strip_prefix(PREFIX) else {
-            return Err(if text.starts_with(FAMILY) { TokenError::Version } else { TokenError::NoToken });
-        };
-        let bytes = BASE64URL_NOPAD.decode(body.as_bytes()).map_err(|_| TokenError::Damaged)?;
-        let (token, crc) = bytes.split_last_chunk::<4>().ok_or(TokenError::Damaged)?;
-        if crc32c::crc32c(token) != u32::from_le_bytes(*crc) {
-            return Err(TokenError::Damaged);
-        }
-        let token: JoinToken = decode::<_, { 8 * limits::JOIN_TOKEN_BYTES_MAX }>(token).map_err(|_| TokenError::Damaged)?;
-        if token.doors().next().is_none() || token.roots.is_empty() { Err(TokenError::Doors) } else { Ok(token) }
-    }
-}
+use crate::complaint::Complaint;
 
 /// The token that was given: itself, or a file that holds it.
 pub fn given(token: &str) -> Result<String, Complaint> {
-    if token.starts_with(FAMILY) {
+    if looks_like_one(token) {
         return Ok(token.to_owned());
     }
     files::read_secret(Path::new(token)).map_err(|error| {
@@ -122,64 +18,4 @@ pub fn given(token: &str) -> Result<String, Complaint> {
             "Copy all of the token, or name the file",
         )
     })
-}
-
-impl fmt::Debug for JoinToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The secret stays out.
-        f.debug_struct("JoinToken").field("kind", &self.kind).field("domain", &self.domain).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_reads_back_also_from_broken_lines() {
-        let token = token();
-        let text = token.text();
-        assert!(text.is_ascii() && text.len() < 512, "{} bytes: {text}", text.len());
-        assert_eq!(text.parse(), Ok(token.clone()));
-        let broken: String =
-            text.chars().enumerate().flat_map(|(at, c)| if at % 60 == 59 { vec![c, '\n', ' '] } else { vec![c] }).collect();
-        assert_eq!(broken.parse(), Ok(token));
-    }
-
-    #[test]
-    fn what_is_no_token_says_so() {
-        let text = token().text();
-        let refused = |text: &str| text.parse::<JoinToken>().unwrap_err();
-        assert_eq!(refused(""), TokenError::NoToken);
-        assert_eq!(refused("hunter2"), TokenError::NoToken);
-        assert_eq!(refused(&text.replace("join-1", "join-2")), TokenError::Version);
-        for cut in PREFIX.len()..text.len() {
-            assert_eq!(refused(&text[..cut]), TokenError::Damaged, "cut at {cut}");
-        }
-        assert_eq!(refused(&format!("{text}A")), TokenError::Damaged);
-        assert_eq!(refused(&JoinToken { doors: Vec::new(), ..token() }.text()), TokenError::Doors);
-        assert_eq!(refused(&JoinToken { roots: Vec::new(), ..token() }.text()), TokenError::Doors);
-    }
-
-    #[test]
-    fn its_secret_can_not_be_read_in_a_log() {
-        assert_eq!(format!("{:?}", token()), r#"JoinToken { kind: Agent, domain: "muster.internal", .. }"#);
-    }
-
-    fn token() -> JoinToken {
-        JoinToken {
-            id: [1; 8],
-            secret: [2; 32],
-            kind: Kind::Agent,
-            ends_ms: 1_800_000_000_000,
-            domain: "muster.internal".to_owned(),
-            roots: vec![[3; 32]],
-            seal: [4; 32],
-            doors: vec![Dial {
-                address: "relay.oslo.example.org:4433".to_owned(),
-                door: "relay.oslo.example.org:4434".to_owned(),
-                name: "site/oslo/relay/oslo-1".to_owned(),
-            }],
-        }
-    }
 }

@@ -85,8 +85,6 @@ pub const DOOR_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DOOR_ASKS_PER_MINUTE: u32 = 10;
 /// Addresses that a door remembers; beyond that everybody waits for the minute's end.
 pub const DOOR_ADDRESSES_MAX: usize = 4_096;
-/// A join token as text: it is copied by people.
-pub const JOIN_TOKEN_BYTES_MAX: usize = 4 * KIB;
 
 // --- agent and relay ---
 

@@ -111,3 +111,48 @@ async fn answer(mut question: Question, carrier: &Carrier) {
     let answer = carrier.carry(ask, question.left().mul_f64(0.8)).await;
     question.answer(&answer).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use muster_certs::{Ca, Keys, Role, SystemTime, Trusted};
+    use muster_mesh::{
+        clock::{ManualClock, Reading},
+        ids::BootId,
+        limits::DOOR_ASKS_PER_MINUTE,
+        quic::{Kernel, ask_at_door},
+    };
+
+    use super::*;
+
+    struct Echo;
+
+    impl Way for Echo {
+        async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+            Ok(ask)
+        }
+    }
+
+    #[tokio::test]
+    async fn the_eleventh_ask_of_an_address_in_a_minute_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::init(&folder.path().join("ca"), "muster.test").unwrap();
+        let own = ca.issue_relay("oslo", "oslo-1").unwrap();
+        let keys = Arc::new(Keys::from_pem(&own.pem, &own.key_pem, ca.roots_pem(), Role::Relay, Arc::new(SystemTime)).unwrap());
+        let door = DoorServer::bind("127.0.0.1:0".parse().unwrap(), &keys).unwrap();
+        let (address, stop) = (door.address().to_string(), CancellationToken::new());
+        // A minute that ends when it is told to.
+        let clock = ManualClock::new(Reading { wall_ms: 0, boot_ms: 0 }, BootId([1; 16]));
+        let serving = tokio::spawn(serve(door, Arc::new(Carrier::new(Arc::new(Echo))), Arc::new(clock.clone()), stop.clone()));
+        let (trusted, name) = (Trusted::of_roots("muster.test", ca.roots_pem()).unwrap(), keys.identity().name);
+        let ask = || ask_at_door(&Kernel, &address, &trusted, &name, Arc::new(SystemTime), b"an ask");
+        for n in 1..=DOOR_ASKS_PER_MINUTE {
+            assert_eq!(ask().await.unwrap(), b"an ask", "ask {n}");
+        }
+        let refused = ask().await.unwrap_err();
+        assert_eq!(refused, muster_mesh::quic::ConnectError::Busy);
+        clock.advance(60_000);
+        assert_eq!(ask().await.unwrap(), b"an ask", "a minute later");
+        stop.cancel();
+        serving.await.unwrap();
+    }
+}

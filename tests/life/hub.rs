@@ -230,7 +230,7 @@ impl Hub {
     }
 
     async fn report(&self) -> Report {
-        report(&self.store, DOMAIN, self.clock.now_ms()).await.unwrap()
+        report(&self.store, DOMAIN, Vec::new(), self.clock.now_ms()).await.unwrap()
     }
 
     /// What a running hub does each second.

@@ -5,7 +5,7 @@ use std::io::{Result, Write};
 use std::path::PathBuf;
 
 use muster_certs::description::Description;
-use muster_certs::doctor::{Checkup, Key};
+use muster_certs::doctor::{Checkup, Key, KeyOf};
 use muster_certs::ledger::{Certificate, Revoked};
 use muster_certs::material::utc_text;
 use muster_certs::rotation::{Kind, Phase, Why};
@@ -220,13 +220,19 @@ impl Answer for List {
 
 /// `show`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Shown {
-    pub certificates: Vec<Description>,
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Shown {
+    Certificates(Vec<Description>),
+    JoinToken(Description),
 }
 
 impl Answer for Shown {
     fn text(&self, out: &mut dyn Write) -> Result<()> {
-        for (index, description) in self.certificates.iter().enumerate() {
+        let shown = match self {
+            Shown::Certificates(all) => all.as_slice(),
+            Shown::JoinToken(one) => std::slice::from_ref(one),
+        };
+        for (index, description) in shown.iter().enumerate() {
             if index > 0 {
                 writeln!(out)?;
             }
@@ -271,7 +277,11 @@ impl Answer for Found {
             writeln!(out, "  {}: {until} ({relays} relays, {agents} agents, {away} of them away for too long)", branch.site)?;
         }
         for key in &self.0.without_backup {
-            writeln!(out, "  {} has no note of a backup: keep one, then muster-certs doctor --backed-up {}", key.what, key.key)?;
+            let known_by = if key.of == KeyOf::Hub { "--members FILE " } else { "" };
+            writeln!(out, "  {} has no note of a backup: keep one, then muster-certs doctor {known_by}--backed-up {}", key.what, key.key)?;
+        }
+        if !self.0.hub_keys_known {
+            writeln!(out, "  the hub's own keys weren't looked at: give --members FILE, as muster-hub member list --json printed it")?;
         }
         Ok(())
     }
@@ -433,7 +443,7 @@ mod tests {
     #[test]
     fn what_show_answers_does_not_change() {
         let (root, _) = muster_certs::Issuer::in_memory("m", AT_MS).unwrap();
-        let shown = Shown { certificates: vec![Description::of(root.der(), AT_MS).unwrap()] };
+        let shown = Shown::Certificates(vec![Description::of(root.der(), AT_MS).unwrap()]);
         let json = serde_json::to_value(&shown).unwrap();
         let words: Vec<&String> = json["certificates"][0].as_object().unwrap().keys().collect();
         assert_eq!(words, ["from", "kind", "name", "serial", "valid"]);
@@ -442,7 +452,7 @@ mod tests {
 
     #[test]
     fn what_the_doctor_answers_does_not_change() {
-        let key = || Key { of: Kind::Root, what: "the root (root)".into(), key: "0a".into() };
+        let key = || Key { of: KeyOf::Root, what: "the root (root)".into(), key: "0a".into() };
         let finding = Finding { at_ms: 2, what: "hub/h".into(), kind: FindingKind::Leaf, breaks: true, todo: "renew".into() };
         let branch = Branch { site: "oslo".into(), relays: 1, agents: 2, agents_out: 1, alone_until_ms: None };
         is(
@@ -452,12 +462,13 @@ mod tests {
                 soon: true,
                 findings: vec![finding],
                 branches: vec![branch],
+                hub_keys_known: false,
                 without_backup: vec![key()],
             }),
             concat!(
                 r#"{"domain":"m","at_ms":1,"soon":true,"#,
                 r#""findings":[{"at_ms":2,"what":"hub/h","kind":"leaf","breaks":true,"todo":"renew"}],"#,
-                r#""branches":[{"site":"oslo","relays":1,"agents":2,"agents_out":1,"alone_until_ms":null}],"#,
+                r#""branches":[{"site":"oslo","relays":1,"agents":2,"agents_out":1,"alone_until_ms":null}],"hub_keys_known":false,"#,
                 r#""without_backup":[{"of":"root","what":"the root (root)","key":"0a"}]}"#
             ),
         );

@@ -1,8 +1,7 @@
 //! Blocking: `muster-certs doctor`.
 
 use anyhow::{Result, bail};
-use muster_certs::rotation::Kind;
-use muster_certs::{Ca, doctor, ledger};
+use muster_certs::{Ca, doctor, doctor::KeyOf, ledger};
 
 use super::Members;
 use super::answer::{Found, Noted};
@@ -18,20 +17,27 @@ pub(crate) fn doctor(ca: &Ca, members: &Members) -> Result<Found> {
     }
     let holders = ca.holders(report.as_ref())?;
     let backups = ledger::backups(&ca.backup_path())?;
-    Ok(Found(doctor::checkup(ca.domain(), ca.state(), &holders, &backups, now_ms)))
+    Ok(Found(doctor::checkup(ca.domain(), ca.state(), report.as_ref(), &holders, &backups, now_ms)))
 }
 
 /// Writes down that these keys have a backup.
-pub(crate) fn note_backup(ca: &Ca, named: &str) -> Result<Noted> {
+pub(crate) fn note_backup(ca: &Ca, members: &Members, named: &str) -> Result<Noted> {
+    let report = members.read(ca)?;
     let at_ms = ca.now_ms()?;
     let is_meant = |key: &doctor::Key| match named {
-        "root" => key.of == Kind::Root,
-        "issuing" => key.of == Kind::Issuing,
+        "root" => key.of == KeyOf::Root,
+        "issuing" => key.of == KeyOf::Issuing,
+        "hub" => key.of == KeyOf::Hub,
         other => other.len() >= KEY_CHARS_MIN && key.key.starts_with(other),
     };
-    let keys: Vec<doctor::Key> = doctor::keys(ca.state()).into_iter().filter(is_meant).collect();
+    let keys: Vec<doctor::Key> = doctor::keys(ca.state(), report.as_ref()).into_iter().filter(is_meant).collect();
     if keys.is_empty() {
-        bail!("no key of this CA is named so; say root, issuing, or a key as muster-certs rotate status shows it");
+        if report.is_none() {
+            bail!(
+                "nothing is known of such a key; say root, issuing, or a key as the doctor names it, and for the hub's own also --members FILE"
+            );
+        }
+        bail!("neither this CA nor the report knows such a key; say root, issuing, hub, or a key as the doctor names it");
     }
     let mut backups = ledger::backups(&ca.backup_path())?;
     for key in &keys {

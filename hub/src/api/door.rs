@@ -63,6 +63,15 @@ async fn answer(
         }
         Err(_) => Answer::Busy { seconds: BUSY_S },
     };
+    said(&answer)
+}
+
+/// "Come again in so many seconds", in the words that an asker understands.
+pub fn busy(seconds: u32) -> Result<Response, ApiError> {
+    said(&Answer::Busy { seconds })
+}
+
+fn said(answer: &Answer) -> Result<Response, ApiError> {
     let bytes: Bytes = answer.bytes().map_err(|error| ApiError::Inside(error.to_string()))?.into();
     let mut response = warp::reply::Response::new(bytes.into());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(DOOR_CONTENT_TYPE));
