@@ -146,7 +146,7 @@ impl Swarm {
         let path = |name: &str| self.folder.join(name);
         command
             .arg("--certificates")
-            .arg(path("certificates"))
+            .arg(self.certificates())
             .arg("--state")
             .arg(path("state"))
             .arg("--journal")
@@ -197,6 +197,11 @@ impl Swarm {
 
     pub fn state(&self) -> PathBuf {
         self.folder.join("state")
+    }
+
+    /// Where its certificates lie. It reads them when it starts.
+    pub fn certificates(&self) -> PathBuf {
+        self.folder.join("certificates")
     }
 
     /// Batches that were made, and of which the hub has said nothing.
