@@ -125,7 +125,7 @@ fn with_port(text: &str, field: &'static str, port: u16) -> Result<String, Admis
 /// A name as DNS has it (RFC 1123, at most 253 characters), or an address; IPv6 in brackets.
 fn is_host(text: &str) -> bool {
     let in_brackets = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-    let is_name = |text: &str| text.len() <= 253 && text.split('.').all(|label| is_label(label));
+    let is_name = |text: &str| text.len() <= 253 && text.split('.').all(is_label);
     in_brackets.map_or_else(|| is_name(text), |address| address.parse::<Ipv6Addr>().is_ok())
 }
 

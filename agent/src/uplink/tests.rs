@@ -1,4 +1,4 @@
-//! Quiet: how long the uplink waits, and when it takes another computer for itself. The rest is shown over real sockets in `tests/hop`.
+//! Async: how long the uplink waits, and when it takes another computer for itself. The rest is shown over real sockets in `tests/hop`.
 
 use muster_mesh::{
     clock::{ManualClock, Reading},
