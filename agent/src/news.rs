@@ -72,10 +72,12 @@ impl Newest {
                 return;
             }
         };
+        let proven = self.papers.version(SignedKind::Policy);
         // On the disk with its signature, before it comes into force.
         self.papers.keep(signed, bytes);
         self.in_force.send_if_modified(|in_force| {
-            let is_newer = in_force.as_ref().is_none_or(|known| known.version < version);
+            // One whose key was ended since may be made up, and so may its version be.
+            let is_newer = in_force.as_ref().is_none_or(|known| known.version < version || known.version != proven);
             if is_newer {
                 let erasure = in_force.as_ref().map(|known| known.erasure).unwrap_or_default();
                 *in_force = Some(PolicyInForce { version, policy, erasure });
@@ -89,7 +91,8 @@ impl News for Newest {
     fn held(&self) -> Vec<HeldVersion> {
         let in_force = self.in_force.borrow();
         let of = |kind: SignedKind, version| HeldVersion { kind: kind.as_u8(), version };
-        in_force.iter().flat_map(|known| [of(SignedKind::Policy, known.version), of(SignedKind::Notice, known.policy.notice)]).collect()
+        let proven = in_force.iter().filter(|known| known.version == self.papers.version(SignedKind::Policy));
+        proven.flat_map(|known| [of(SignedKind::Policy, known.version), of(SignedKind::Notice, known.policy.notice)]).collect()
     }
 
     fn signed(&self, signed: Signed, bytes: &Bytes) {
@@ -113,11 +116,17 @@ impl News for Newest {
 
 #[cfg(test)]
 mod tests {
-    use muster_certs::{Identity, Issuer, Keys, Name, Role, SystemTime};
-    use muster_mesh::clock::{Clock, SystemClock};
+    use muster_certs::{Chain, Identity, Issuer, Keys, Name, Role, SystemTime};
+    use muster_mesh::{
+        clock::{Clock, SystemClock},
+        control_key::ControlKey,
+        message::{Bundle, ControlChain},
+    };
 
     use super::*;
     use crate::collect::sense::tests::policy;
+
+    const NOW: i64 = 1_800_000_000_000;
 
     fn version(n: u32) -> Version {
         Version { epoch: 1, n }
@@ -156,6 +165,40 @@ mod tests {
         let in_force = newest.in_force.borrow().clone().unwrap();
         assert_eq!((in_force.version, in_force.policy.heartbeat_s), (version(2), 20));
         assert_eq!(newest.held()[0], HeldVersion { kind: SignedKind::Policy.as_u8(), version: version(2) });
+    }
+
+    #[test]
+    fn what_a_key_signed_that_counts_no_more_is_not_held_and_an_older_policy_takes_its_place() {
+        let (root, issuer) = Issuer::in_memory("muster.test", NOW).unwrap();
+        let [(own, own_chain), (stolen, stolen_chain)] = [1, 2].map(|n| ControlKey::issue(&issuer, n, NOW).unwrap());
+        let bundle = |n, all: &[(u32, &Chain)]| {
+            let controls = all.iter().map(|(n, chain)| ControlChain { n: *n, chain: chain.pem.clone() }).collect();
+            let (roots, crosses) = (root.pem().to_owned(), String::new());
+            let bundle = Bundle { made_ms: NOW, ca: 1, issuer: String::new(), roots, crosses, controls };
+            Bytes::from(own.sign(&Signed::new(SignedKind::Bundle, version(n), bundle.bytes().unwrap())).unwrap())
+        };
+        let name = Name::Agent { site: "oslo".into(), device: [7; 16] };
+        let signed = issuer.issue(&Identity::new("muster.test", name).unwrap(), NOW).unwrap();
+        let keys = Keys::from_pem(&signed.pem, &signed.key_pem, root.pem(), Role::Agent, Arc::new(SystemTime)).unwrap();
+        let papers = Arc::new(Papers::in_memory(keys));
+        let newest = Newest::new(watch::Sender::new(None), papers.clone());
+        let told = |key: &ControlKey, n: u32, heartbeat_s: u32| {
+            let policy = Policy { heartbeat_s, ..policy() };
+            let bytes = Bytes::from(key.sign(&Signed::new(SignedKind::Policy, version(n), policy.to_bytes())).unwrap());
+            newest.signed(papers.take(&bytes, NOW).unwrap().signed, &bytes);
+        };
+        let in_force = || newest.in_force.borrow().as_ref().map(|known| (known.version.n, known.policy.heartbeat_s));
+        papers.take(&bundle(1, &[(1, &own_chain), (2, &stolen_chain)]), NOW).unwrap();
+        told(&own, 4, 20);
+        told(&stolen, 900, 10);
+        told(&own, 5, 21);
+        assert_eq!((in_force(), newest.held().len()), (Some((900, 10)), 2));
+        papers.take(&bundle(2, &[(1, &own_chain)]), NOW).unwrap();
+        assert_eq!(newest.held(), [], "the relay doesn't send what is said to be held");
+        told(&own, 5, 21);
+        assert_eq!(in_force(), Some((5, 21)));
+        told(&own, 4, 20);
+        assert_eq!(in_force(), Some((5, 21)), "an older one");
     }
 
     #[test]

@@ -140,6 +140,9 @@ enum SessionEnd {
     Unkept(#[from] Unkept),
     #[error("the relay has no more to say, and doesn't close the connection")]
     Silent,
+    /// The relay sends it again to whoever says hello without it.
+    #[error("what a key signed that counts no more has to come again")]
+    LetGo,
     #[error("this relay was denied by the hub")]
     Denied,
     #[error("the computer woke up")]
@@ -162,6 +165,7 @@ impl SessionEnd {
             | SessionEnd::Unkept(_)
             | SessionEnd::Woken
             | SessionEnd::Home
+            | SessionEnd::LetGo
             | SessionEnd::Stopped => Some(CloseCode::Leaving),
             SessionEnd::Denied => Some(CloseCode::Denied),
             SessionEnd::Stream(_) => Some(CloseCode::Stream),
@@ -314,7 +318,11 @@ impl Uplink {
             Ok(()) => timeout(GOODBYE, connection.closed()).await.map_or(SessionEnd::Silent, SessionEnd::Closed),
         };
         match (&end, connection.ended()) {
-            (SessionEnd::Stopped | SessionEnd::Woken | SessionEnd::Home | SessionEnd::Denied | SessionEnd::Fault(_), _) | (_, None) => end,
+            (
+                SessionEnd::Stopped | SessionEnd::Woken | SessionEnd::Home | SessionEnd::LetGo | SessionEnd::Denied | SessionEnd::Fault(_),
+                _,
+            )
+            | (_, None) => end,
             // The relay's own reason says more than that a stream broke.
             (_, Some(ended)) => SessionEnd::Closed(ended),
         }
@@ -346,6 +354,7 @@ impl Uplink {
     /// What the hub didn't sign changes nothing here. The connection stays: a relay that carries rubbish may carry the hub's word beside it,
     /// and a new control key may be a moment ahead of its bundle.
     async fn signed(&self, bytes: Bytes) -> Result<(), SessionEnd> {
+        let held = self.papers.held().len();
         let signed = match self.papers.take(&bytes, self.keeper.clock().now().wall_ms) {
             Ok(paper) => paper.signed,
             Err(Unproven::Message(error)) => return Err(error.into()),
@@ -354,6 +363,9 @@ impl Uplink {
                 return Ok(());
             }
         };
+        if self.papers.held().len() < held {
+            return Err(SessionEnd::LetGo);
+        }
         if signed.device.is_some_and(|device| device != self.keeper.device()) {
             return Ok(());
         }

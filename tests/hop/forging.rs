@@ -163,6 +163,29 @@ async fn an_ack_from_before_a_restore_frees_nothing_also_after_a_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_lets_go_of_what_an_ended_key_signed_says_hello_again() {
+    let town = Town::new().await;
+    let relay = Hostile::new(&town);
+    let agent = town.agent_at(vec![relay.at()]);
+    let real = &town.hub.signing;
+    let (stolen, chain) = ControlKey::issue(&town.issuer, 2, SystemClock::new().now().wall_ms).unwrap();
+    let mut both = muster_mesh::message::Bundle::read(&real.bundle.body).unwrap();
+    both.controls.push(muster_mesh::message::ControlChain { n: 2, chain: chain.pem });
+    let list = Signed::new(SignedKind::Relays, Version { epoch: 1, n: 900 }, RelayList::default().bytes().unwrap());
+    let mut control = relay.welcome().await;
+    say(&mut control, real.sign(&Signed::new(SignedKind::Bundle, Version { epoch: 1, n: 5 }, both.bytes().unwrap()))).await;
+    say(&mut control, stolen.sign(&list).unwrap()).await;
+    until("the list is believed", || agent.trust.version(SignedKind::Relays) == list.version).await;
+    say(&mut control, real.sign(&Signed { version: Version { epoch: 1, n: 6 }, ..real.bundle.clone() })).await;
+    let mut control = timeout(SOON, relay.welcome()).await.expect("it says hello again, without the list");
+    assert_eq!(agent.trust.version(SignedKind::Relays), Version::default());
+    let genuine = Signed { version: Version { epoch: 1, n: 3 }, ..list };
+    say(&mut control, real.sign(&genuine)).await;
+    until("the hub's own list counts", || agent.trust.version(SignedKind::Relays) == genuine.version).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_denied_relay_is_left_and_not_dialled_again() {
     let town = Town::new().await;
     let (lost, next) = (town.relay("oslo-1").await, town.relay("oslo-2").await);
