@@ -5,58 +5,38 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use arc_swap::ArcSwap;
 use muster_certs::{
-    Ca, Controller, Denied, KeyRequest, Keys, Leaf, Name, Role, When, check_control,
-    files::{self, FileError},
+    Denied, Keys, Name, Role, When, check_control, files,
     issuer::{LEAF_LIFE_MAX_MS, leaf_life_ms},
-    material::{CHAIN_CERTIFICATES_MAX, certificates, root_store, utc_text},
-    read_leaf,
+    material::root_store,
 };
 use muster_mesh::{
-    complaint::Complaint,
-    control_key::{ControlKey, Controls, SignError, Unproven},
+    control_key::{Controls, SignError, Unproven},
     ids::Version,
     limits,
     message::{Bundle, ControlChain, Denial, DenyList, HeldVersion, MessageError, Signed, SignedKind},
-    relay_list::{RelayList, SiteRelays},
+    relay_list::SiteRelays,
 };
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use crate::{
-    config::{Config, ControlFiles},
     laggards::Laggards,
-    signer::Signer,
-    store::{ControlKeyRow, ControlRow, Store, StoreError, StoredPaper, Writing},
+    store::{ControlRow, Store, StoreError, StoredPaper, Writing},
 };
 
-const KEY: &str = "control.key";
-const CERTIFICATE: &str = "control.pem";
+mod newest;
+mod own;
+
+use newest::{Above, Newest, Roots};
+use own::{CERTIFICATE, ended_keys, is_due, was_ended};
+pub use own::{Own, Renews, check, own_number, own_public};
+
 /// What relays are expected to hold, and what metrics and logs call it.
 const LAGGING: [(SignedKind, &str); 3] = [(SignedKind::Deny, "deny"), (SignedKind::Bundle, "bundle"), (SignedKind::Relays, "relays")];
-/// Leaves a message's other fields their room.
-const BUNDLE_BYTES_MAX: usize = limits::CONTROL_BYTES_MAX - 1_024;
-
-/// A control key with its certificate.
-pub struct Own {
-    pub key: ControlKey,
-    /// PEM.
-    pub chain: String,
-    /// None: it has this one for ever.
-    pub renews: Option<Renews>,
-}
-
-/// How a hub comes by its next control certificate.
-pub enum Renews {
-    /// It has the issuing key, and issues it to itself. `state`: its state folder.
-    Signer { signer: Arc<Signer>, key_pem: String, state: PathBuf },
-    /// Somebody puts it there.
-    Files(ControlFiles),
-}
 
 /// What this hub signs, and with what.
 pub struct Control {
@@ -74,52 +54,6 @@ pub struct Control {
     /// One change at a time; what the newest versions were made of.
     changing: AsyncMutex<Option<Sources>>,
     denied: watch::Sender<Arc<Denied>>,
-}
-
-/// What holds right now.
-#[derive(Debug, Clone)]
-struct Newest {
-    bundle: StoredPaper,
-    /// None: nobody was ever denied.
-    deny: Option<StoredPaper>,
-    /// None: no relay was ever known.
-    relays: Option<StoredPaper>,
-    /// Who believes this hub's bundle believes this.
-    controls: Controls,
-}
-
-/// What a bundle says of the CA.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Roots {
-    ca: u64,
-    issuer: String,
-    roots: String,
-    crosses: String,
-}
-
-/// When something is given out again under a version of its own.
-#[derive(Debug, Clone, Copy)]
-struct Above {
-    /// This hub was given other roots in its files: where no hub has the issuing key they are everybody's.
-    own_files: bool,
-    /// In any case.
-    all: bool,
-    /// Others hold this version of a kind: the next one is above it.
-    over: Option<(SignedKind, Version)>,
-}
-
-impl Above {
-    const NOTHING: Above = Above { own_files: false, all: false, over: None };
-
-    /// Whether a kind is given out again although it says the same.
-    fn raises(self, kind: SignedKind, newest: Option<Version>) -> bool {
-        self.all || self.floor(kind) > newest.unwrap_or_default()
-    }
-
-    /// What the next version of a kind is above of.
-    fn floor(self, kind: SignedKind) -> Version {
-        self.over.filter(|over| over.0 == kind).map(|over| over.1).unwrap_or_default()
-    }
 }
 
 /// All that the bundle and the lists are made of.
@@ -444,318 +378,7 @@ impl Control {
     }
 }
 
-impl Roots {
-    /// As this hub has them.
-    fn of(leads: Option<&Signer>, keys: &Keys) -> Roots {
-        let Some(ca) = leads.map(Signer::ca) else {
-            return Roots { ca: 0, issuer: String::new(), roots: keys.roots_pem(), crosses: String::new() };
-        };
-        let crosses = ca.state().cross().unwrap_or_default().to_owned();
-        Roots { ca: ca.bundle_version(), issuer: ca.issuer_key().to_owned(), roots: ca.roots_pem().to_owned(), crosses }
-    }
-
-    fn in_bundle(bundle: &Bundle) -> Roots {
-        let Bundle { ca, issuer, roots, crosses, .. } = bundle.clone();
-        Roots { ca, issuer, roots, crosses }
-    }
-}
-
-impl Newest {
-    /// Everything as the database has it now; what differs from the newest version is given a new one. `above`: in any case.
-    async fn make(store: &Store, keys: &Keys, own: &Own, above: Above, now_ms: i64) -> Result<Newest, ControlError> {
-        let own_roots = Roots::of(own.leads(), keys);
-        let mut writing = store.write().await?;
-        let bundle = bundle(&mut writing, own.leads(), &own_roots, above, now_ms).await?;
-        let deny = deny_list(&mut writing, above, now_ms).await?;
-        let relays = relay_list(&mut writing, above, now_ms).await?;
-        writing.commit().await?;
-        let stranger = Controls::new(&keys.identity().domain, &own_roots.roots);
-        let signed = own.key.sign(&Signed::new(SignedKind::Bundle, bundle.version, bundle.body.clone()))?;
-        let (controls, _, _) = stranger.taking(&signed, &Denied::default(), When::Kept(now_ms))?;
-        Ok(Newest { bundle, deny, relays, controls })
-    }
-
-    /// As in [`Sources`].
-    fn versions(&self) -> [Option<Version>; 3] {
-        let version = |paper: &StoredPaper| paper.version;
-        [Some(version(&self.bundle)), self.deny.as_ref().map(version), self.relays.as_ref().map(version)]
-    }
-
-    fn of(&self, kind: SignedKind) -> Option<&StoredPaper> {
-        match kind {
-            SignedKind::Bundle => Some(&self.bundle),
-            SignedKind::Deny => self.deny.as_ref(),
-            SignedKind::Relays => self.relays.as_ref(),
-            SignedKind::Ack | SignedKind::Policy | SignedKind::Notice => None,
-        }
-    }
-
-    /// The roots of the CA count at this hub's own ports, too, whatever its file says.
-    fn trusted_by(&self, keys: &Keys) {
-        if let Ok(bundle) = Bundle::read(&self.bundle.body)
-            && bundle.ca > 0
-            && bundle.roots != keys.roots_pem()
-            && let Err(error) = keys.trust(&bundle.roots)
-        {
-            tracing::error!(%error, "the CA's roots aren't trusted at this hub's ports; those that were there stay");
-        }
-    }
-
-    fn denied(&self) -> Result<Denied, MessageError> {
-        let list = self.deny.as_ref().map(|paper| DenyList::read(&paper.body)).transpose()?;
-        Ok(list.unwrap_or_default().denied())
-    }
-}
-
-async fn bundle(
-    writing: &mut Writing<'_>,
-    leads: Option<&Signer>,
-    own_roots: &Roots,
-    above: Above,
-    now_ms: i64,
-) -> Result<StoredPaper, ControlError> {
-    let kind = SignedKind::Bundle.as_u8();
-    let (epoch, newest) = writing.newest_paper(kind).await?;
-    let known = newest.as_ref().map(|paper| Bundle::read(&paper.body)).transpose()?;
-    // Where the issuing key is, the roots are known; the other hubs follow. Where no hub has it, whoever was given other roots last leads.
-    let Roots { ca, issuer, roots, crosses } = match &known {
-        Some(known) if leads.is_none() && (known.ca > 0 || !above.own_files) => Roots::in_bundle(known),
-        Some(_) | None => own_roots.clone(),
-    };
-    let rows = writing.control_keys().await?;
-    let controls = rows.into_iter().map(|row| ControlChain { n: row.n, chain: row.chain }).collect();
-    let wanted = Bundle { made_ms: known.as_ref().map_or(now_ms, |known| known.made_ms), ca, issuer, roots, crosses, controls };
-    match newest {
-        Some(newest) if !above.raises(SignedKind::Bundle, Some(newest.version)) && known.as_ref() == Some(&wanted) => Ok(newest),
-        newest => {
-            let body = Bundle { made_ms: now_ms, ..wanted }.bytes()?;
-            if body.len() > BUNDLE_BYTES_MAX {
-                return Err(MessageError::TooLong(body.len()).into());
-            }
-            next(writing, SignedKind::Bundle, epoch, newest, above, body, now_ms).await
-        }
-    }
-}
-
-async fn deny_list(writing: &mut Writing<'_>, above: Above, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
-    let kind = SignedKind::Deny.as_u8();
-    let (epoch, newest) = writing.newest_paper(kind).await?;
-    let known = newest.as_ref().map(|paper| DenyList::read(&paper.body)).transpose()?;
-    let wanted = DenyList { made_ms: now_ms, denied: writing.denied(now_ms).await? };
-    let is_same = known.as_ref().map_or(wanted.denied.is_empty(), |known| known.denied == wanted.denied);
-    if is_same && !must_rise(SignedKind::Deny, newest.as_ref(), above) {
-        return Ok(newest);
-    }
-    let body = wanted.bytes()?;
-    if body.len() > limits::DENY_BYTES_MAX {
-        // Who denies is told so before; only what relays show from before a restore can come to this.
-        tracing::error!(names = wanted.denied.len(), "the list of the denied is too long to be given out: the one before it holds");
-        return Ok(newest);
-    }
-    let paper = next(writing, SignedKind::Deny, epoch, newest, above, body, now_ms).await?;
-    writing.note_denied(&wanted, paper.version).await?;
-    Ok(Some(paper))
-}
-
-async fn relay_list(writing: &mut Writing<'_>, above: Above, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {
-    let kind = SignedKind::Relays.as_u8();
-    let (epoch, newest) = writing.newest_paper(kind).await?;
-    let known = newest.as_ref().map(|paper| RelayList::read(&paper.body)).transpose()?;
-    let wanted = RelayList { made_ms: now_ms, sites: writing.relay_sites().await? };
-    let is_same = known.as_ref().map_or(wanted.sites.is_empty(), |known| known.sites == wanted.sites);
-    if is_same && !must_rise(SignedKind::Relays, newest.as_ref(), above) {
-        return Ok(newest);
-    }
-    let body = wanted.bytes()?;
-    if body.len() > limits::RELAYS_BYTES_MAX {
-        // Who says where relays are is told so before; only a join can come to this.
-        tracing::error!(sites = wanted.sites.len(), "the list of relays is too long to be given out: the one before it holds");
-        return Ok(newest);
-    }
-    Ok(Some(next(writing, SignedKind::Relays, epoch, newest, above, body, now_ms).await?))
-}
-
-/// Whether a list that says what it said is given out again. One that says nothing and never did isn't, unless others hold one.
-fn must_rise(kind: SignedKind, newest: Option<&StoredPaper>, above: Above) -> bool {
-    let is_over = above.floor(kind) > Version::default();
-    above.raises(kind, newest.map(|newest| newest.version)) && (newest.is_some() || is_over)
-}
-
-async fn next(
-    writing: &mut Writing<'_>,
-    kind: SignedKind,
-    epoch: u32,
-    newest: Option<StoredPaper>,
-    above: Above,
-    body: Vec<u8>,
-    now_ms: i64,
-) -> Result<StoredPaper, ControlError> {
-    let last = newest.map(|newest| newest.version).unwrap_or_default().max(above.floor(kind));
-    let epoch = epoch.max(last.epoch);
-    let version = match last.n.checked_add(1) {
-        Some(n) => Version { epoch, n },
-        None => Version { epoch: epoch.checked_add(1).ok_or(ControlError::Highest)?, n: 1 },
-    };
-    let paper = StoredPaper { version, body };
-    writing.add_paper(kind.as_u8(), &paper, now_ms).await?;
-    Ok(paper)
-}
-
-// --- this hub's own key ---
-
-impl Own {
-    fn leads(&self) -> Option<&Signer> {
-        match &self.renews {
-            Some(Renews::Signer { signer, .. }) => Some(signer),
-            Some(Renews::Files(_)) | None => None,
-        }
-    }
-
-    /// From the files that the configuration names, or from the state folder and the signer.
-    pub async fn find(config: &Config, keys: &Keys, signer: Option<&Arc<Signer>>, store: &Store, now_ms: i64) -> anyhow::Result<Own> {
-        match (&config.control, signer) {
-            (Some(files), _) => Ok(Own::of_files(files, keys, store, now_ms).await?),
-            (None, Some(signer)) => Own::of_signer(&config.state, signer, store, now_ms).await,
-            (None, None) => Err(signs_nothing().into()),
-        }
-    }
-
-    async fn of_files(at: &ControlFiles, keys: &Keys, store: &Store, now_ms: i64) -> Result<Own, Complaint> {
-        let (own, key, chain) = read_files(at, keys, now_ms)?;
-        if own.leaf.not_after_ms < now_ms {
-            tracing::warn!(
-                "the control certificate ended on {}: who joins now believes nothing that this hub says",
-                utc_text(own.leaf.not_after_ms)
-            );
-        }
-        let unreadable = |error: StoreError| Complaint::new(format!("The hub's database can't be read ({error})"), "Try again");
-        let is_taken = is_taken(store, &own).await.map_err(unreadable)?;
-        if was_ever_ended(store, own.n, &own.public_key).await.map_err(unreadable)? {
-            return Err(was_ended(own.n));
-        }
-        if is_taken {
-            return Err(Complaint::new(format!("control key {} is another hub's", own.n), "Issue this hub one with a number of its own"));
-        }
-        Ok(Own { key, chain, renews: Some(Renews::Files(at.clone())) })
-    }
-
-    async fn of_signer(state: &Path, signer: &Arc<Signer>, store: &Store, now_ms: i64) -> anyhow::Result<Own> {
-        let certificate = state.join(CERTIFICATE);
-        let key_pem = key_pem(&state.join(KEY), store).await?;
-        let public = ControlKey::from_pem(0, &key_pem).map(|key| key.public().to_vec());
-        let ca = signer.ca();
-        let kept = files::read(&certificate).ok().and_then(|chain| {
-            let own = controller(&chain, &ca)?;
-            (Some(&own.public_key) == public.as_ref()).then_some((chain, own))
-        });
-        let (n, kept) = match kept {
-            Some((chain, own)) if !is_taken(store, &own).await? && !was_ever_ended(store, own.n, &own.public_key).await? => {
-                (own.n, (!is_due(&chain, &ca, now_ms)).then_some(chain))
-            }
-            Some(_) | None => (store.highest_control_key().await?.saturating_add(1), None),
-        };
-        let chain = match kept {
-            Some(chain) => chain,
-            None => {
-                let chain = signer.control_chain(n, &key_pem)?;
-                files::write_public(&certificate, chain.as_bytes())?;
-                chain
-            }
-        };
-        let key = ControlKey::from_pem(n, &key_pem).ok_or_else(|| damaged_key(&state.join(KEY)))?;
-        Ok(Own { key, chain, renews: Some(Renews::Signer { signer: signer.clone(), key_pem, state: state.to_owned() }) })
-    }
-}
-
-/// What would stop `serve`, or what this hub signs with.
-pub fn check(config: &Config, keys: &Keys, now_ms: i64) -> Result<String, Complaint> {
-    match (&config.control, &config.signer) {
-        (Some(files), _) => {
-            let (own, _, _) = read_files(files, keys, now_ms)?;
-            Ok(format!("{}, until {}", own.leaf.identity, utc_text(own.leaf.not_after_ms)))
-        }
-        (None, Some(_)) => Ok("with a key of its own, certified by the signer".to_owned()),
-        (None, None) => Err(signs_nothing()),
-    }
-}
-
-/// The number of the key that this hub signs with, as its files say it. None: it has none yet.
-pub fn own_number(config: &Config) -> Option<u32> {
-    match leaf_of(&own_chain(config)?)?.identity.name {
-        Name::Control { n } => Some(n),
-        Name::Hub { .. } | Name::Relay { .. } | Name::Agent { .. } => None,
-    }
-}
-
-/// The public half of the key that this hub signs with, as its files say it. None: it has none yet.
-pub fn own_public(config: &Config) -> Option<Vec<u8>> {
-    public_of(&own_chain(config)?)
-}
-
-fn own_chain(config: &Config) -> Option<String> {
-    let path = config.control.as_ref().map_or_else(|| config.state.join(CERTIFICATE), |files| files.certificate.clone());
-    files::read(&path).ok()
-}
-
-fn signs_nothing() -> Complaint {
-    let what = "this hub can sign nothing of what comes down, and no agent would believe it";
-    Complaint::new(what, "Give [control] certificate and key, as `muster-certs issue control` writes them, or [signer]")
-}
-
-fn read_files(at: &ControlFiles, keys: &Keys, now_ms: i64) -> Result<(Controller, ControlKey, String), Complaint> {
-    let todo = "Give what `muster-certs issue control` wrote as `control.certificate` and `control.key`";
-    let unusable = |why: String| Complaint::new(format!("The hub's control certificate can't be used ({why})"), todo);
-    let chain = files::read(&at.certificate).map_err(|error| unusable(error.to_string()))?;
-    let pem = files::read_secret(&at.key).map_err(|error| unusable(error.to_string()))?;
-    let roots = root_store(&keys.roots_pem()).map_err(|error| unusable(error.to_string()))?;
-    let domain = keys.identity().domain;
-    let own = check_control(&chain, "", &roots, &domain, When::Kept(now_ms)).map_err(|error| unusable(error.to_string()))?;
-    let key = ControlKey::from_pem(own.n, &pem).filter(|key| key.public() == own.public_key);
-    let key = key.ok_or_else(|| unusable("the key is that of another certificate, or none".to_owned()))?;
-    Ok((own, key, chain))
-}
-
-/// The key of the state folder; made when it isn't there, or was ended.
-async fn key_pem(path: &Path, store: &Store) -> anyhow::Result<String> {
-    match files::read_secret(path) {
-        Ok(pem) => {
-            let key = ControlKey::from_pem(0, &pem).ok_or_else(|| damaged_key(path))?;
-            if was_ever_ended(store, 0, key.public()).await? {
-                let made = KeyRequest::generate()?.key_pem;
-                files::write_secret(path, made.as_bytes())?;
-                return Ok(made);
-            }
-            Ok(pem)
-        }
-        Err(FileError::Missing(_)) => {
-            let made = KeyRequest::generate()?.key_pem;
-            files::create_secret(path, made.as_bytes())?;
-            Ok(made)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn damaged_key(path: &Path) -> Complaint {
-    Complaint::new(format!("{} holds no control key", path.display()), "Restore it, or take the file away: a new one is made")
-}
-
-fn was_ended(n: u32) -> Complaint {
-    let what = format!("control key {n} was ended, and nobody believes what it signs");
-    Complaint::new(what, "Put another into the files of [control], as `muster-certs issue control` writes it with a number that none had")
-}
-
-async fn ended_keys(store: &Store) -> Result<Vec<ControlKeyRow>, StoreError> {
-    let mut keys = store.control_keys_ever().await?;
-    keys.retain(|key| key.ended_ms.is_some());
-    Ok(keys)
-}
-
-/// A number never comes back, and neither does a key.
-async fn was_ever_ended(store: &Store, n: u32, public_key: &[u8]) -> Result<bool, StoreError> {
-    let is_it = |ended: &ControlKeyRow| ended.n == n || public_of(&ended.chain).is_some_and(|public| public == public_key);
-    Ok(ended_keys(store).await?.iter().any(is_it))
-}
+// --- who is believed no more ---
 
 /// Nobody is to believe a control key any more. Each hub leaves it out of its next bundle, within a second; and its name is denied, so that who
 /// stole it can't bring a bundle of its own that vouches for it, and no backup of the database lets it in again. False: it didn't count before.
@@ -769,11 +392,6 @@ pub async fn end_key(store: &Store, n: u32, now_ms: i64) -> Result<bool, DenyErr
     add_denial(&mut writing, &Denial { name, issued_before_ms: now_ms, until_ms }, now_ms, "its control key was ended").await?;
     writing.commit().await?;
     Ok(true)
-}
-
-fn leaf_of(chain: &str) -> Option<Leaf> {
-    let ders = certificates("certificate", chain, CHAIN_CERTIFICATES_MAX).ok()?;
-    read_leaf(ders.first()?).ok()
 }
 
 /// Nobody takes a certificate any more that was issued to this name until now. Running hubs see it within a second.
@@ -805,28 +423,4 @@ pub enum DenyError {
     Message(#[from] MessageError),
     #[error("{0} names don't fit into one list; rotate the issuing CA, by which all old certificates end at once")]
     Full(usize),
-}
-
-/// Whether another key has this number.
-async fn is_taken(store: &Store, own: &Controller) -> Result<bool, StoreError> {
-    let rows = store.control_keys().await?;
-    let Some(row) = rows.iter().find(|row| row.n == own.n) else { return Ok(false) };
-    Ok(public_of(&row.chain).is_some_and(|public| public != own.public_key))
-}
-
-/// Of a chain that was checked when it became a row.
-fn public_of(chain: &str) -> Option<Vec<u8>> {
-    muster_certs::control::public_key(chain).ok()
-}
-
-/// Behind which one of the CA's roots stands.
-fn controller(chain: &str, ca: &Ca) -> Option<Controller> {
-    check_control(chain, "", &root_store(ca.roots_pem()).ok()?, ca.domain(), When::Kept(i64::MAX)).ok()
-}
-
-/// At half of its life, and when another issuing CA issues.
-fn is_due(chain: &str, ca: &Ca, now_ms: i64) -> bool {
-    let Some(own) = controller(chain, ca).filter(|own| own.leaf.issuer.as_deref() == Some(ca.issuer_key())) else { return true };
-    let life_ms = own.leaf.not_after_ms.saturating_sub(own.leaf.not_before_ms).min(leaf_life_ms(Role::Control));
-    now_ms > own.leaf.not_after_ms.saturating_sub(life_ms / 2)
 }
