@@ -65,5 +65,5 @@ pub use material::KeysError;
 pub use members::{Holder, HubKey, Member, Report};
 pub use request::{KeyRequest, Requested};
 pub use stranger::{Fingerprint, Trusted, check_door, door_config, stranger_config};
-pub use tls::{DIALLED_NAME, TlsError, check_dialled, check_peer, client_config, leaf_error, server_config};
+pub use tls::{DIALLED_NAME, TlsError, check_dialled, check_peer, client_config, handshake_words, leaf_error, server_config};
 pub use web::{WebKeys, WebKeysError, web_config};

@@ -13,14 +13,14 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, Res
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::identity::{Name, hex};
 use crate::keys::Keys;
 use crate::leaf::{self, Leaf, LeafError};
 use crate::material::{CHAIN_CERTIFICATES_MAX, KeysError, ROOTS_MAX, root_ders};
-use crate::tls::{TlsError, provider, verify_at};
+use crate::tls::{TlsError, provider, refused, verify_at};
 
 /// SHA-256 over a root's DER.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -187,8 +187,4 @@ impl ServerCertVerifier for DoorCheck {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         provider().signature_verification_algorithms.supported_schemes()
     }
-}
-
-fn refused(why: LeafError) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
 }

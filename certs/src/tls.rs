@@ -3,6 +3,7 @@
 //! rustls lets an expired or revoked client back in through a ticket.
 #![warn(clippy::wildcard_enum_match_arm, clippy::iter_over_hash_type)]
 
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -115,8 +116,24 @@ pub fn check_dialled(chain: &[CertificateDer<'_>], keys: &Keys, expected: &Name)
 #[expect(clippy::wildcard_enum_match_arm, reason = "rustls' errors grow with its versions")]
 pub fn leaf_error(error: &Error) -> Option<&LeafError> {
     match error {
-        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => why.downcast_ref(),
+        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => why.downcast_ref().map(|Refusal(why)| why),
         _ => None,
+    }
+}
+
+/// What rustls says that a handshake failed by, as QUIC and HTTP pass it on: only the leaf check's words, if that was the reason.
+pub fn handshake_words(said: &str) -> &str {
+    said.strip_prefix("invalid peer certificate: Other(OtherError(").and_then(|why| why.strip_suffix("))")).unwrap_or(said)
+}
+
+/// The leaf check's reason on its way through rustls, which shows people its `Debug`.
+#[derive(thiserror::Error)]
+#[error(transparent)]
+struct Refusal(LeafError);
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
@@ -277,6 +294,6 @@ fn check_length(certificates: usize) -> Result<(), LeafError> {
     if certificates > CHAIN_CERTIFICATES_MAX { Err(LeafError::LongChain(certificates)) } else { Ok(()) }
 }
 
-fn refused(why: LeafError) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
+pub(crate) fn refused(why: LeafError) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Refusal(why)))))
 }

@@ -56,7 +56,11 @@ fn a_stranger_believes_a_door_by_its_roots_fingerprint_alone() {
 
     let strange = Trusted { roots: Fingerprint::of_roots(&other.relay("oslo-1").roots_pem()).unwrap(), ..trusted.clone() };
     assert_eq!(client_side(knock(&strange, "site/oslo/relay/oslo-1")), bad(CertificateError::UnknownIssuer));
-    assert!(matches!(leaf_error(&client_side(knock(&trusted, "site/oslo/relay/oslo-2"))), Some(LeafError::OtherName { .. })));
+    let somebody_else = client_side(knock(&trusted, "site/oslo/relay/oslo-2"));
+    let why = leaf_error(&somebody_else).unwrap();
+    assert!(matches!(why, LeafError::OtherName { .. }));
+    // What people are shown has only our own words.
+    assert_eq!(handshake_words(&somebody_else.to_string()), why.to_string());
     let elsewhere = Trusted { domain: "other.internal".to_owned(), ..trusted.clone() };
     assert!(matches!(leaf_error(&client_side(knock(&elsewhere, "site/oslo/relay/oslo-1"))), Some(LeafError::OtherDomain { .. })));
     // The fingerprint of what isn't a root makes nobody a root.

@@ -21,7 +21,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use muster_certs::{Denied, Keys, Leaf, Name, Role, WebKeys};
+use muster_certs::{Denied, Keys, Leaf, Name, Role, WebKeys, handshake_words};
 use muster_mesh::{callers::Callers, clock::Clock, complaint::Complaint, limits};
 use rustls::ServerConfig;
 use tokio::{
@@ -340,7 +340,7 @@ fn say_refused(error: &io::Error) {
     metrics::counter!("muster_hub_handshakes_refused_total").increment(1);
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(error @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => {
-            tracing::info!(%error, "a certificate was refused at the mesh port");
+            tracing::info!(error = handshake_words(&error.to_string()), "a certificate was refused at the mesh port");
         }
         _ => tracing::debug!(%error, "a handshake at the mesh port failed"),
     }

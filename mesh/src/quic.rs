@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use muster_certs::{DIALLED_NAME, Keys, Leaf, Name, Role, check_dialled, check_peer, client_config, server_config};
+use muster_certs::{DIALLED_NAME, Keys, Leaf, Name, Role, check_dialled, check_peer, client_config, handshake_words, server_config};
 use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, MtuDiscoveryConfig, Runtime, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
@@ -580,7 +580,7 @@ impl From<quinn::ConnectionError> for Ended {
             },
             E::TransportError(error) => match alert(error.code) {
                 Some(ALERT_NO_APPLICATION_PROTOCOL) => Ended::NoCommonProtocol,
-                Some(_) => Ended::Untrusted(error.reason),
+                Some(_) => Ended::Untrusted(handshake_words(&error.reason).to_owned()),
                 None => Ended::Broken(error.to_string()),
             },
             E::TimedOut => Ended::Silent,

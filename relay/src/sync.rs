@@ -5,7 +5,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use muster_certs::{DIALLED_NAME, Keys, Name, Trusted, client_config, stranger_config};
+use muster_certs::{DIALLED_NAME, Keys, Name, Trusted, client_config, handshake_words, stranger_config};
 use muster_mesh::{
     chance,
     clock::Clock,
@@ -514,7 +514,7 @@ fn unreachable(error: reqwest::Error) -> PostError {
         cause = inner.source();
     }
     let innermost = causes.pop().unwrap_or_else(|| error.without_url().to_string());
-    PostError::Unreachable(words(innermost.as_bytes()))
+    PostError::Unreachable(words(handshake_words(&innermost).as_bytes()))
 }
 
 fn words(bytes: &[u8]) -> String {

@@ -33,7 +33,8 @@ async fn a_relay_with_another_id_is_not_taken_for_the_dialled_one() {
     let branch = Branch::new();
     let door = Door::open(&branch.keys(relay_name("oslo-2")));
     let error = branch.agent().connect(&door.address, &relay_name("oslo-1"), SOON).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Untrusted(_)), "{error:?}");
+    let ConnectError::Untrusted(why) = error else { panic!("{error:?}") };
+    assert!(why.starts_with("dialled site/oslo/relay/oslo-1, but spiffe://"), "{why}");
 }
 
 #[tokio::test]
