@@ -48,7 +48,7 @@ fn a_hundred_leaves_each_five_issuing_cas_and_a_root_are_rotated_under_load_and_
         let mut world = World::new(&time, 1, LIVES, &[Branch::new("oslo", 2, 4)]).await;
         world.start_all();
         let mut too_early = 0;
-        while !world.has_rotated_enough(ROTATIONS).await {
+        while !world.has_rotated_enough().await {
             assert!(time.passed() < DAY, "{}", world.so_far().await);
             world.nobody_was_turned_away();
             world.nothing_waits_long().await;
@@ -179,8 +179,8 @@ impl World {
         has_moved
     }
 
-    async fn has_rotated_enough(&self, leaves: i64) -> bool {
-        self.hub.ledger().rotated == [ISSUING, 1] && self.hub.issued().await.values().all(|issued| issued.certificates > leaves)
+    async fn has_rotated_enough(&self) -> bool {
+        self.hub.ledger().rotated == [ISSUING, 1] && self.hub.issued().await.values().all(|issued| issued.certificates > ROTATIONS)
     }
 
     /// Whatever an agent kept lies at the hub once, the agents know it, and no relay holds anything back.
