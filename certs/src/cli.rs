@@ -230,7 +230,12 @@ fn show(what: &Path) -> Result<Shown> {
     if let Some(token) = what.to_str().filter(|text| join::looks_like_one(text)) {
         return show_token(token);
     }
-    let text = files::read(what)?;
+    let text = match files::read(what) {
+        Err(_) if join::may_be_a_piece_of_one(&what.to_string_lossy()) => {
+            bail!("what was given is neither a whole join token nor a file; copy all of the token, or name the file");
+        }
+        read => read?,
+    };
     let shown = what.display();
     if join::looks_like_one(&text) {
         return show_token(&text).with_context(|| shown.to_string());
@@ -713,6 +718,8 @@ mod tests {
         }
         let error = muster_certs(dir, &format!("show {}", text.replace("join-1", "join-2"))).unwrap_err();
         assert!(error.contains("another version") && !error.contains(carries), "{error}");
+        let error = muster_certs(dir, &format!("show {}", &text[3..])).unwrap_err();
+        assert!(error.contains("whole join token") && !error.contains(carries), "{error}");
     }
 
     #[test]

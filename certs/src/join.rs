@@ -18,6 +18,8 @@ const PREFIX: &str = "muster-join-1.";
 const FAMILY: &str = "muster-join-";
 /// As text: it is copied by people.
 const TEXT_BYTES_MAX: usize = 4 * 1024;
+/// A word of a file's name: the secret alone has 43 characters.
+const WORD_MAX: usize = 40;
 /// What a token may take while it is read.
 const MEMORY_MAX: usize = 8 * TEXT_BYTES_MAX;
 
@@ -137,6 +139,13 @@ pub fn looks_like_one(text: &str) -> bool {
     text.trim_start().starts_with(FAMILY)
 }
 
+/// Whether a text may be a piece of a join token whose beginning was lost on the way: it isn't repeated to anybody then. Few names of files have
+/// so long a word.
+pub fn may_be_a_piece_of_one(text: &str) -> bool {
+    let is_in_base64url = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    text.split(|c| !is_in_base64url(c)).any(|word| word.len() > WORD_MAX)
+}
+
 impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The secret stays out.
@@ -182,6 +191,15 @@ mod tests {
         assert_eq!(refused(&format!("{text}A")), TokenError::Damaged);
         assert_eq!(refused(&JoinToken { doors: Vec::new(), ..token() }.text()), TokenError::Doors);
         assert_eq!(refused(&JoinToken { roots: Vec::new(), ..token() }.text()), TokenError::Doors);
+    }
+
+    #[test]
+    fn a_piece_of_one_is_known_and_the_name_of_a_file_is_none() {
+        let text = token().text();
+        assert!(text[1..].len() > 100 && may_be_a_piece_of_one(&text[1..]) && may_be_a_piece_of_one(&text[text.len() - 60..]));
+        for name in ["", "token.txt", "/home/ada/Downloads/join-token-of-the-relay-in-oslo.txt", "./01a20661ff5970cf9aa6000f653cc697.pem"] {
+            assert!(!may_be_a_piece_of_one(name), "{name}");
+        }
     }
 
     #[test]
