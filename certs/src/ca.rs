@@ -442,7 +442,7 @@ impl Ca {
             let name = Name::Agent { site: line.site, device: line.device };
             let denied = revoked.contains_key(&name.to_string());
             let not_after_ms = Some(line.not_after_ms);
-            Holder { name, bundle: None, issuer_key: None, serial: None, not_after_ms, enrolled: false, denied }
+            Holder { name, bundle: None, issuer_key: None, serial: None, issued_ms: None, not_after_ms, enrolled: false, denied }
         };
         let certificate = |line: &&Certificate| {
             let denied = revoked.get(&line.name).is_some_and(|before_ms| line.issued_ms <= *before_ms);

@@ -212,8 +212,9 @@ fn leaf(holder: &Holder, now_ms: i64) -> Option<Finding> {
     let at_ms = holder.not_after_ms.filter(|_| !holder.denied)?;
     let role = holder.name.role();
     let left_ms = at_ms.saturating_sub(now_ms);
+    let life_ms = holder.issued_ms.map_or(leaf_life_ms(role), |issued_ms| at_ms.saturating_sub(issued_ms));
     let (breaks, todo) = match (holder.enrolled, role) {
-        (true, _) if left_ms > leaf_life_ms(role) / LATE_PART => return None,
+        (true, _) if left_ms > life_ms / LATE_PART => return None,
         (true, Role::Agent) if left_ms < 0 => (false, "it comes back by itself when it wakes; deny it if it is lost"),
         (true, Role::Agent) => (false, "it hasn't renewed: it sleeps, or its branch is cut off"),
         (true, Role::Relay | Role::Hub | Role::Control) => (true, "it hasn't renewed: look at its log and its line to the hub"),

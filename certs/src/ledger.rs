@@ -90,6 +90,7 @@ impl Certificate {
             bundle: Some(self.bundle_version),
             issuer_key: Some(self.issuer_key.clone()),
             serial: Some(self.serial.clone()),
+            issued_ms: Some(self.issued_ms),
             not_after_ms: Some(self.not_after_ms),
             enrolled: false,
             denied: false,

@@ -58,7 +58,7 @@ pub struct Member {
     pub serial: Option<String>,
     /// The end of that leaf, milliseconds UTC; null: none was issued yet.
     pub not_after_ms: Option<i64>,
-    /// When it last asked the hub for a certificate, milliseconds UTC.
+    /// When it last asked the hub for a certificate, and got that leaf, milliseconds UTC.
     pub last_seen_ms: Option<i64>,
     /// Whether it was denied: it counts no more.
     #[serde(default)]
@@ -127,6 +127,8 @@ pub struct Holder {
     pub issuer_key: Option<String>,
     /// Its leaf's serial number.
     pub serial: Option<String>,
+    /// When its leaf was issued, milliseconds UTC, if anybody knows.
+    pub issued_ms: Option<i64>,
     /// The end of its leaf, milliseconds UTC.
     pub not_after_ms: Option<i64>,
     /// Whether it renews by itself: it was enrolled. Others' certificates lie in files.
@@ -193,6 +195,7 @@ impl Report {
                 bundle: member.bundle_version,
                 issuer_key: member.issuer_key.clone(),
                 serial: member.serial.clone(),
+                issued_ms: member.last_seen_ms,
                 not_after_ms: member.not_after_ms,
                 enrolled: true,
                 denied: member.denied,
@@ -314,6 +317,7 @@ mod tests {
             bundle: None,
             issuer_key: None,
             serial: None,
+            issued_ms: None,
             not_after_ms: Some(end_ms),
             enrolled,
             denied: false,

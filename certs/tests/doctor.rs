@@ -148,6 +148,18 @@ fn what_ends_is_told_by_time_and_only_what_nobody_renews() {
 }
 
 #[test]
+fn who_renews_by_itself_is_late_by_its_own_certificates_life() {
+    let mut world = World::new();
+    let relay = world.node_for("site/oslo/relay/oslo-1".parse().unwrap(), 3 * DAY_MS);
+    let late = |world: &World| world.checkup(&[&relay]).findings.iter().any(|it| it.what == relay.name.to_string());
+    assert!(!late(&world), "a hub whose relays live for three days calls each of them late");
+    world.pass(2 * DAY_MS - MINUTE_MS);
+    assert!(!late(&world));
+    world.pass(2 * MINUTE_MS);
+    assert!(late(&world));
+}
+
+#[test]
 fn a_key_without_a_note_of_its_backup_is_named_until_there_is_one() {
     let mut world = World::new();
     let whose = |checkup: &Checkup| checkup.without_backup.iter().map(|key| key.what.clone()).collect::<Vec<_>>();
@@ -201,6 +213,7 @@ struct Node {
     roots: String,
     bundle: u64,
     leaf: rustls_pki_types::CertificateDer<'static>,
+    issued_ms: i64,
     not_after_ms: i64,
     clock: Clock,
 }
@@ -224,11 +237,15 @@ impl World {
     }
 
     fn node(&self, name: &str) -> Node {
-        let request = KeyRequest::generate().unwrap();
         let name: Name = name.parse().unwrap();
+        let life_ms = issuer::leaf_life_ms(name.role());
+        self.node_for(name, life_ms)
+    }
+
+    fn node_for(&self, name: Name, life_ms: i64) -> Node {
+        let request = KeyRequest::generate().unwrap();
         let identity = Identity::new(DOMAIN, name.clone()).unwrap();
         let requested = Requested::read(&request.request).unwrap();
-        let life_ms = issuer::leaf_life_ms(name.role());
         let chain = self.ca.issuer().issue_for(&identity, &requested, life_ms, self.clock.now_ms()).unwrap();
         Node {
             name,
@@ -237,6 +254,7 @@ impl World {
             roots: self.ca.roots_pem().to_owned(),
             bundle: self.ca.bundle_version(),
             leaf: chain.ders[0].clone(),
+            issued_ms: self.clock.now_ms(),
             not_after_ms: chain.not_after_ms,
             clock: self.clock.clone(),
         }
@@ -249,7 +267,7 @@ impl World {
             issuer_key: issuer_key(&node.leaf).unwrap(),
             serial: None,
             not_after_ms: Some(node.not_after_ms),
-            last_seen_ms: None,
+            last_seen_ms: Some(node.issued_ms),
             denied: false,
         };
         Report {
