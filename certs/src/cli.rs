@@ -594,10 +594,13 @@ mod tests {
         assert!(status.contains("the next step would cut off 1:"), "{status}");
         muster_certs(dir, "renew @/n").unwrap();
         let status = muster_certs(dir, "rotate advance --members @/members").unwrap();
-        assert!(status.contains("destroyed ") && !status.contains("back  "), "{status}");
-        assert!(muster_certs(dir, "rotate back").unwrap_err().contains("no way back"));
+        assert!(status.contains("destroyed ") && status.contains("back      rotate back: put the old root"), "{status}");
+        let status = muster_certs(dir, "rotate back").unwrap();
+        assert!(status.contains("the new one issues") && !status.contains("back  "), "{status}");
+        assert!(muster_certs(dir, "rotate back").unwrap_err().contains("no further way back"));
+        muster_certs(dir, "rotate advance --members @/members").unwrap();
         let json: serde_json::Value = serde_json::from_str(&muster_certs(dir, "--json rotate status").unwrap()).unwrap();
-        assert_eq!((&json["rotation"]["phase"], &json["rotation"]["way_back"]), (&"retired".into(), &false.into()));
+        assert_eq!((&json["rotation"]["phase"], &json["rotation"]["way_back"]), (&"retired".into(), &true.into()));
         assert_eq!(muster_certs(dir, "export bundle").unwrap().matches("BEGIN CERTIFICATE").count(), 2);
         muster_certs(dir, "renew @/n").unwrap();
         let shown = muster_certs(dir, "show @/n/hub.pem").unwrap();

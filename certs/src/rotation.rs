@@ -3,13 +3,14 @@
 //!
 //! ```text
 //! issuing CA   prepared ──▶ switched ──▶ done              a step back: prepared ◀── switched, then given up
-//! root         prepared ──▶ switched ──▶ retired ──▶ done  the same, until the old one is retired
+//! root         prepared ──▶ switched ──▶ retired ──▶ done  the same, and: switched ◀── retired
 //! ```
 //!
 //! - **prepared**: the new issuing CA (and root) lies beside the old one, which still issues. A new root stands in the bundle beside the old.
 //! - **switched**: the new one issues. Below a new root its chains carry the cross certificate, by which holders of the old root alone check
 //!   them: a site that has been away all the time understands everybody.
-//! - **retired** (root): the bundle holds the new root alone. The chains keep the cross certificate until nobody holds the old bundle.
+//! - **retired** (root): the bundle holds the new root alone. The chains keep the cross certificate until nobody holds the old bundle. The old
+//!   issuing CA's key is gone: a step back puts the old root beside the new again, for whoever was cut off, and no further one follows.
 //! - **done**: the old issuing CA's key is gone; of a root, the cross certificate, too.
 #![warn(clippy::wildcard_enum_match_arm, clippy::iter_over_hash_type)]
 
@@ -143,9 +144,9 @@ pub enum RotationError {
     /// There is none.
     #[error("no rotation is under way; begin one with: muster-certs rotate start issuing (or root)")]
     None,
-    /// The old root is out of the bundles.
+    /// The old root was out of the bundles already.
     #[error(
-        "there is no way back: nodes have the bundle without the old root, and the key of the old issuing CA is gone; go on with rotate advance, or begin another rotation after it"
+        "there is no further way back: the old root was retired once, and the key of the old issuing CA is gone; go on with rotate advance, or begin another rotation after it"
     )]
     NoWayBack,
     /// Nobody says who holds what.
@@ -295,8 +296,8 @@ impl State {
     /// Issuing CAs whose keys are needed: the others' must go.
     pub fn kept_keys(&self) -> Vec<&Authority> {
         match &self.turn {
-            Some(Turn { phase: Phase::Prepared | Phase::Switched, issuing, .. }) => vec![&self.issuing, issuing],
-            Some(Turn { phase: Phase::Retired, issuing, .. }) => vec![issuing],
+            Some(Turn { issuing, .. }) if self.was_retired() => vec![issuing],
+            Some(Turn { issuing, .. }) => vec![&self.issuing, issuing],
             None => vec![&self.issuing],
         }
     }
@@ -382,11 +383,19 @@ impl State {
         })
     }
 
+    /// Whether there is a step back.
+    pub fn has_way_back(&self) -> bool {
+        self.turn.as_ref().is_some_and(|turn| turn.phase == Phase::Retired || !self.was_retired())
+    }
+
     /// One step back.
     pub fn back(&self, now_ms: i64) -> Result<State, RotationError> {
         let turn = self.turn.as_ref().ok_or(RotationError::None)?;
+        if !self.has_way_back() {
+            return Err(RotationError::NoWayBack);
+        }
         match turn.phase {
-            Phase::Retired => Err(RotationError::NoWayBack),
+            Phase::Retired => Ok(self.with_turn(Some(turn.at(Phase::Switched, now_ms))).with_new_bundle()),
             Phase::Switched => Ok(self.with_turn(Some(turn.at(Phase::Prepared, now_ms)))),
             Phase::Prepared => {
                 let given_up = self.with_turn(None).with_past(&turn.issuing);
@@ -415,6 +424,12 @@ impl State {
         }
         let cross = issuer.crossed.as_ref().filter(|cross| known.contains(&cross.by.as_str()))?;
         Some(end_ms.min(cross.not_after_ms))
+    }
+
+    /// Whether a bundle of this rotation was without the old root. Then somebody may hold the new one alone, and the old issuing CA's key is gone.
+    fn was_retired(&self) -> bool {
+        let Some(new) = self.turn.as_ref().and_then(|turn| turn.root.as_ref()) else { return false };
+        self.bundles.iter().any(|bundle| bundle.version >= new.bundle && !bundle.roots.contains(&self.root.key))
     }
 
     fn new_root_in_use(&self) -> Option<&NewRoot> {

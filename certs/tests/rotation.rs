@@ -173,9 +173,10 @@ fn the_root_is_rotated_while_one_holder_knows_only_the_old_one_all_the_time() {
 }
 
 #[test]
-fn there_is_a_way_back_from_each_phase_until_the_old_root_is_retired() {
+fn there_is_a_way_back_from_each_phase() {
     let mut world = World::new();
     let old = [world.node(RELAY), world.node(AGENT)];
+    let old_agent = world.node(AGENT);
     world.ca.start_root(&world.root).unwrap();
     let prepared = [world.node(RELAY), world.node(AGENT)];
     world.ca.advance(None, false).unwrap();
@@ -197,16 +198,39 @@ fn there_is_a_way_back_from_each_phase_until_the_old_root_is_retired() {
     }
     assert!(matches!(world.ca.back(), Err(CaError::Rotation(RotationError::None))));
 
-    // Forwards again, and past the last way back.
+    // Forwards again, and too far.
     world.ca.start_root(&world.root).unwrap();
     world.ca.advance(None, false).unwrap();
     let [.., [relay, _]] = &all;
     let forced = world.ca.advance(None, true).unwrap();
     assert_eq!(forced.cut_off, [], "nobody reported anybody");
+    let retired = [world.node(RELAY), world.node(AGENT)];
+    assert!(meets(&retired[1], relay).is_err(), "force does cut off");
+
+    // Whoever was cut off is let in again, and whoever never hears of the step back, too.
+    let moved = world.ca.back().unwrap();
+    assert_eq!((world.phase(), moved.destroyed), (Some((Kind::Root, Phase::Switched)), vec![]));
+    let again = [world.node(RELAY), world.node(AGENT)];
+    assert_eq!(again[0].roots.matches("BEGIN CERTIFICATE").count(), 2);
+    for [_, agent] in all.iter().chain([&retired, &again]) {
+        meets(agent, &again[0]).unwrap();
+    }
+    for [relay, _] in all.iter().chain([&retired, &again]) {
+        meets(&again[1], relay).unwrap();
+    }
+
+    // The old issuing CA's key is gone, and some hold the new root alone.
     let error = world.ca.back().unwrap_err();
     assert!(matches!(error, CaError::Rotation(RotationError::NoWayBack)));
-    assert!(error.to_string().contains("there is no way back"), "{error}");
-    assert!(meets(&world.node(AGENT), relay).is_err(), "force does cut off");
+    assert!(error.to_string().contains("there is no further way back"), "{error}");
+    assert_eq!(world.ca.state().kept_keys().len(), 1);
+    let report = world.report([&old_agent, &again[0]]);
+    assert_eq!(names(&world.ca.advance(Some(&report), false).unwrap_err()), [(AGENT.to_owned(), Why::OldLeaf)]);
+    world.ca.advance(None, true).unwrap();
+    assert_eq!((world.phase(), world.ca.bundle_version()), (Some((Kind::Root, Phase::Retired)), 7));
+    world.ca.advance(None, true).unwrap();
+    assert_eq!(world.phase(), None);
+    meets(&world.node(AGENT), &retired[0]).unwrap();
 }
 
 #[test]
@@ -269,7 +293,6 @@ fn a_report_from_before_the_hub_had_noticed_decides_nothing() {
     let switched = world.report([]);
     world.ca.advance(Some(&switched), false).unwrap();
     world.clock.set(NOW_MS + 3000);
-    world.ca.back().unwrap_err();
     let early = Report { at_ms: NOW_MS + 1999, ..world.report([]) };
     assert_eq!(lags(&mut world, &early), RotationError::EarlyReport);
     world.clock.set(NOW_MS + 62_000);

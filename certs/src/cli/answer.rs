@@ -177,7 +177,8 @@ impl UnderWay {
     fn back(&self) -> &'static str {
         match self.phase {
             Phase::Prepared => "give the new one up",
-            Phase::Switched | Phase::Retired => "issue from the old one again",
+            Phase::Switched => "issue from the old one again",
+            Phase::Retired => "put the old root into the bundle again, beside the new",
         }
     }
 }

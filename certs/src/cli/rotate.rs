@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use muster_certs::rotation::{Authority, Cut, Phase, State};
+use muster_certs::rotation::{Authority, Cut, State};
 use muster_certs::{Ca, Moved};
 
 use super::Members;
@@ -77,7 +77,7 @@ fn status(state: &State, moved: Moved, would_cut_off: Option<Vec<Cut>>, now_ms: 
         phase: turn.phase,
         started_ms: turn.started_ms,
         since_ms: turn.since_ms,
-        way_back: turn.phase != Phase::Retired,
+        way_back: state.has_way_back(),
         needs_members: state.check_advance(None, now_ms).is_err(),
         would_cut_off: would_cut_off.map(|cut| cut.iter().map(cut_off).collect()),
     });
