@@ -107,6 +107,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let sleep =
         tokio::spawn(uplink::watch_for_wakes(clock.clone(), network::reachable, uplink::WAKE_CHECK_EVERY, wake.clone(), closing.clone()));
     let gate = tokio::spawn(news::gate(hearing, standing.clone(), in_force, closing.clone()));
+    let versions = tokio::spawn(papers.clone().keep_measuring(clock.clone(), closing.clone()));
     let renewing = enrolled.map(|Enrolled { home, .. }| {
         let renewing = Renewing {
             home: home.clone(),
@@ -157,6 +158,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         reloading.await.context("the look at changed certificates")?;
     }
     telling.await.context("the certificates' ends")?;
+    versions.await.context("versions for monitoring")?;
     sweeper.await.context("the sweeper of old pictures")?;
     if let Some(health) = health {
         health.await.context("health and metrics")?;

@@ -12,6 +12,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,10 +20,11 @@ use muster_certs::{
     Denied, Keys, Leaf, When,
     files::{self, FileError},
 };
-
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::Clock,
     control_key::{Controls, Unproven},
     ids::Version,
     limits,
@@ -31,6 +33,7 @@ use crate::{
 };
 
 const FOLDER: &str = "signed";
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Files that are looked at: one of each kind that will ever be, and some that were left over.
 const FILES_MAX: usize = 256;
 
@@ -291,8 +294,15 @@ impl Papers {
         }
     }
 
-    /// Shows versions and ages to monitoring. `now_ms`: this computer's clock.
-    pub fn measure(&self, now_ms: i64) {
+    /// Shows versions and ages to monitoring until `stop`, by this computer's clock.
+    pub async fn keep_measuring(self: Arc<Papers>, clock: Arc<dyn Clock>, stop: CancellationToken) {
+        let mut every = tokio::time::interval(MEASURE_EVERY);
+        while stop.run_until_cancelled(every.tick()).await.is_some() {
+            self.measure(clock.now().wall_ms);
+        }
+    }
+
+    fn measure(&self, now_ms: i64) {
         let inner = self.lock();
         let shown = |kind: SignedKind| inner.newest_of(kind.as_u8()).and_then(|(version, bytes)| Some((version, made_ms(kind, &bytes)?)));
         let age_s = |made_ms: i64| now_ms.saturating_sub(made_ms).max(0) as f64 / 1_000.0;

@@ -131,12 +131,13 @@ impl Relay {
             };
             services.push(tokio::spawn(renewing.run(closing.clone())));
         }
-        let gauges = tokio::spawn(measure(agents.clone(), papers.clone(), clock.clone(), closing.clone()));
+        let gauges = tokio::spawn(measure(agents.clone(), closing.clone()));
+        let versions = tokio::spawn(papers.clone().keep_measuring(clock.clone(), closing.clone()));
         let sync = Arc::new(HubSync { line, agents: agents.clone(), lanes: lanes.clone(), clock, papers, interval, first_retry });
         let syncs = Lane::ALL.map(|lane| tokio::spawn(sync.clone().run(lane, closing.clone()))).into();
         ready.store(true, Ordering::Relaxed);
         tracing::info!(%agents_address, hub = hub.address, "muster-relay takes agents of {}", keys.identity().name.site().unwrap_or_default());
-        services.push(gauges);
+        services.extend([gauges, versions]);
         Ok(Relay {
             agents_address,
             door_address,
@@ -238,11 +239,10 @@ fn open(lane: Lane, folder: std::path::PathBuf, budget: Bytes) -> impl FnMut() -
     move || Buffer::open(lane, Segments::open(&folder, CACHE_BYTES)?, size, InstanceId(chance::random_16()), Rules::default())
 }
 
-async fn measure(agents: Arc<Agents>, papers: Arc<Papers>, clock: Arc<dyn Clock>, stop: CancellationToken) {
+async fn measure(agents: Arc<Agents>, stop: CancellationToken) {
     let mut every = tokio::time::interval(Duration::from_secs(5));
     while stop.run_until_cancelled(every.tick()).await.is_some() {
         metrics::gauge!("muster_relay_agents").set(agents.count() as f64);
-        papers.measure(clock.now().wall_ms);
     }
 }
 
