@@ -196,19 +196,10 @@ pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<
     if why.chars().count() > WHY_CHARS_MAX || why.contains(char::is_control) {
         return Err(wrong("why", format!("it isn't one line of at most {WHY_CHARS_MAX} characters"), "Say it in a sentence"));
     }
-    match control::deny(store, name, now_ms, why).await {
-        Ok(()) => {}
-        Err(DenyError::Store(error)) => return Err(error.into()),
-        Err(error @ (DenyError::Message(_) | DenyError::Full(_))) => {
-            return Err(wrong("member", "nobody more fits into the list", error.to_string()));
-        }
-    }
-    let mut writing = store.write().await?;
-    if let Some(mut member) = writing.member(&name.to_string()).await? {
-        member.denied_ms = member.denied_ms.or(Some(now_ms));
-        writing.keep_member(&member).await?;
-    }
-    Ok(writing.commit().await?)
+    control::deny(store, name, now_ms, why).await.map_err(|error| match error {
+        DenyError::Store(error) => error.into(),
+        DenyError::Message(_) | DenyError::Full(_) => wrong("member", "nobody more fits into the list", error.to_string()),
+    })
 }
 
 pub(crate) fn label(text: &str, field: &'static str) -> Result<(), AdmissionError> {

@@ -398,10 +398,14 @@ pub async fn end_key(store: &Store, n: u32, now_ms: i64) -> Result<bool, DenyErr
 pub async fn deny(store: &Store, name: &Name, now_ms: i64, why: &str) -> Result<(), DenyError> {
     let name = name.to_string();
     let mut writing = store.write().await?;
+    // A request that is being answered has its certificate before this goes on: it is among the denied, whatever the time was when somebody said so.
+    writing.member(&name).await?;
+    let issued_ms = writing.last_issued_ms(&name).await?;
+    let issued_before_ms = issued_ms.map_or(now_ms, |issued_ms| now_ms.max(issued_ms.saturating_add(1)));
     // What came from files isn't in the database, and neither is what was issued since a backup was taken: it counts until the last of them must
     // have ended.
-    let until_ms = now_ms.saturating_add(LEAF_LIFE_MAX_MS);
-    add_denial(&mut writing, &Denial { name, issued_before_ms: now_ms, until_ms }, now_ms, why).await?;
+    let until_ms = issued_before_ms.saturating_add(LEAF_LIFE_MAX_MS);
+    add_denial(&mut writing, &Denial { name, issued_before_ms, until_ms }, now_ms, why).await?;
     Ok(writing.commit().await?)
 }
 

@@ -13,7 +13,11 @@ use aws_lc_rs::{
     hmac,
 };
 use data_encoding::HEXLOWER;
-use muster_certs::{Ca, CaError, Identity, IssuerError, Name, Requested, Role, issue_control, issuer::leaf_life_ms, read_leaf};
+use muster_certs::{
+    Ca, CaError, Identity, IssuerError, Name, Requested, Role, issue_control,
+    issuer::{BACKDATED_MS, leaf_life_ms},
+    read_leaf,
+};
 use muster_mesh::{
     clock::Clock,
     door::{Answer, Ask, Dial, Issued, NONCE_BYTES, Nonce, Opened, Plea, Refusal, Said, Standing, Wish},
@@ -203,25 +207,17 @@ impl Signer {
             version: &plea.version,
             bundle: plea.bundle,
         };
-        let kept = writing.certificate(&asked.public_key).await?;
-        let said = match (kept, &plea.wish) {
-            (Some(kept), _) if kept.issuer == ca.issuer_key() => return self.again(&mut writing, &asked, &kept).await,
-            // An answer that may have been lost before a step of a rotation: neither a second use of the token nor a clone.
-            (Some(kept), _) if writing.is_newest(&kept).await? => {
-                let member = member_of(&mut writing, &asked, &kept.name).await?;
-                self.sign(&mut writing, &asked, &member, false).await?
-            }
-            (_, Wish::Enroll { token, secret }) => self.enroll(&mut writing, &asked, token, secret).await?,
-            (_, Wish::Renew { name, join_state }) => self.renew(&mut writing, &asked, name, *join_state).await?,
+        writing.one_by_one(&asked.public_key).await?;
+        let said = match (answered_before(&mut writing, &asked, &plea.wish).await?, &plea.wish) {
+            // The same answer as before, with what holds now.
+            (Some((kept, member)), _) if kept.issuer == ca.issuer_key() => return self.issued(&ca, &member, kept.chain).await,
+            // One by an earlier issuing CA isn't given again, it may lead to a root that is gone; nor is it a second use of the token, or a clone.
+            (Some((_, member)), _) => self.sign(&mut writing, &asked, &member, false).await?,
+            (None, Wish::Enroll { token, secret }) => self.enroll(&mut writing, &asked, token, secret).await?,
+            (None, Wish::Renew { name, join_state }) => self.renew(&mut writing, &asked, name, *join_state).await?,
         };
         writing.commit().await?;
         Ok(said)
-    }
-
-    /// The same answer as before, with what holds now. One by an earlier issuing CA isn't given again: it may lead to a root that is gone.
-    async fn again(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, kept: &CertificateRow) -> Result<Said, Stop> {
-        let member = member_of(writing, asked, &kept.name).await?;
-        self.issued(asked.ca, &member, kept.chain.clone()).await
     }
 
     async fn enroll(&self, writing: &mut Writing<'_>, asked: &Asked<'_>, token: &[u8; 8], secret: &[u8; 32]) -> Result<Said, Stop> {
@@ -243,6 +239,12 @@ impl Signer {
             Some(member) => member.name.parse().map_err(|_| Refusal::Unknown)?,
             None => named(role, &grant).ok_or(Refusal::Token)?,
         };
+        if let Some(device) = name.device()
+            && let (Some(owner), Some(person)) = (writing.owner(&device).await?, &grant.person)
+            && owner != *person
+        {
+            return Err(Refusal::OtherPerson.into());
+        }
         let approved = role == Role::Relay || grant.person.is_some() || again.as_ref().is_some_and(|member| member.approved);
         if let Some(device) = name.device()
             && (again.is_none() || grant.person.is_some())
@@ -331,9 +333,12 @@ impl Signer {
         };
         let inside = |error: String| Stop::Store(StoreError::Other(format!("a certificate can't be made: {error}")));
         let identity = Identity::new(asked.ca.domain(), name).map_err(|error| inside(error.to_string()))?;
-        // A certificate's times are whole seconds: in the second of its name's denial it would count as issued before that.
+        // A certificate's times are whole seconds: in the second of its name's denial it would count as issued before that. So it would where the
+        // denial's clock was ahead: by up to the time by which certificates are backdated it begins all the same.
         let issued_ms = match writing.denied_before(&member.name).await? {
-            Some(before_ms) if before_ms <= now_ms => now_ms.max(before_ms.saturating_add(999) / 1_000 * 1_000),
+            Some(before_ms) if before_ms <= now_ms.saturating_add(BACKDATED_MS) => {
+                now_ms.max(before_ms.saturating_add(999) / 1_000 * 1_000)
+            }
             Some(_) | None => now_ms,
         };
         let issuer = asked.ca.issuer();
@@ -347,7 +352,7 @@ impl Signer {
             issuer: asked.ca.issuer_key().to_owned(),
             chain: chain.pem.clone(),
             recovery,
-            issued_ms: now_ms,
+            issued_ms,
             not_after_ms: chain.not_after_ms,
         };
         writing.keep_certificate(&row).await?;
@@ -400,6 +405,18 @@ pub enum LookError {
     Ca(#[from] CaError),
     #[error("the CA's folder can't be looked at: {0}")]
     Task(#[from] JoinError),
+}
+
+/// The certificate that this very key was given, if its member was given none since: its answer may have been lost, and then the member's join
+/// state has risen without its knowing. Whoever comes with an older key comes with an older disk, and is heard like everybody else.
+async fn answered_before(writing: &mut Writing<'_>, asked: &Asked<'_>, wish: &Wish) -> Result<Option<(CertificateRow, MemberRow)>, Stop> {
+    let Some(kept) = writing.certificate(&asked.public_key).await? else { return Ok(None) };
+    let member = member_of(writing, asked, &kept.name).await?;
+    let is_of_now = match wish {
+        Wish::Enroll { .. } => true,
+        Wish::Renew { join_state, .. } => matches!(member.join_state.unsigned_abs().checked_sub(*join_state), Some(0 | 1)),
+    };
+    Ok(if is_of_now && writing.is_newest(&kept).await? { Some((kept, member)) } else { None })
 }
 
 /// Somebody who may have a certificate, as far as its device key says.

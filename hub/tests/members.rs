@@ -126,12 +126,30 @@ async fn who_joins_in_the_very_second_of_its_names_denial_is_not_denied() {
         world.clock.advance(300);
         let new = office.enroll(&Device::new(), "t").await.unwrap();
         let denied = muster_certs::Denied::new([(name, world.now_ms() - 300)]);
-        let leaf = |issued: &Issued| {
-            let chain = muster_certs::material::certificates("chain", &issued.chain, 4).unwrap();
-            muster_certs::read_leaf(&chain[0]).unwrap()
-        };
         assert!(denied.check(&leaf(&stolen)).is_err());
         denied.check(&leaf(&new)).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_denial_by_a_clock_that_is_wrong_denies_what_was_issued_and_nothing_after_it() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "relay", None, 3).await;
+        let mut denied = office.enroll(&Device::new(), "t").await.unwrap();
+        // Behind the signer's, as if the thief's renewal had been answered while the admin's word waited for it; and ahead of it.
+        for off_ms in [-5_000, 5 * 60 * 1_000] {
+            let name = denied.name().unwrap();
+            admission::deny(&world.hub.store, &name, world.now_ms() + off_ms, "stolen").await.unwrap();
+            let list = DenyList { made_ms: 0, denied: world.hub.store.denied(world.now_ms()).await.unwrap() }.denied();
+            assert!(list.check(&leaf(&denied)).is_err(), "{off_ms}");
+            assert!(world.hub.store.member(&denied.name).await.unwrap().unwrap().denied_ms.is_some());
+            // The relay in its place.
+            denied = office.enroll(&Device::new(), "t").await.unwrap();
+            list.check(&leaf(&denied)).unwrap();
+            assert!(leaf(&denied).not_before_ms <= world.now_ms(), "it counts from now on");
+        }
     })
     .await;
 }
@@ -331,6 +349,24 @@ async fn a_denial_counts_until_whatever_the_database_does_not_know_of_has_ended(
 }
 
 #[tokio::test]
+async fn an_old_disk_that_asks_with_its_old_key_is_a_copied_disk_all_the_same() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let kari = Device::new();
+        let copied = office.enroll(&kari, "t").await.unwrap();
+        world.clock.advance((LIFE_MS + DAY_MS) as u64);
+        let back = office.renew(&kari.with_new_request(), &copied).await.unwrap();
+        // The answer of then would tell it the count of now.
+        assert_eq!(office.said(&kari, renewal(&copied)).await, Said::Refused(Refusal::Cloned));
+        assert_eq!(office.enroll(&kari, "t").await, Err(Refusal::Token));
+        assert_eq!(world.hub.store.census().await.unwrap(), Census { cloned: 1, ..Census::default() });
+        assert!(office.renew(&kari.with_new_request(), &back).await.is_ok());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_old_disk_that_asks_with_its_old_key_after_a_rotation_is_a_copied_disk_all_the_same() {
     each_store(async |world| {
         let office = Office::new(&world).await;
@@ -397,6 +433,35 @@ async fn two_hubs_that_hear_one_request_at_once_issue_one_certificate() {
     }
     assert_eq!(world.hub.store.members("", 10).await.unwrap().len(), 1);
     assert!(office.enroll(&kari, "t").await.is_ok());
+}
+
+#[tokio::test]
+async fn two_hubs_that_hear_one_recovery_at_once_see_no_clone_in_it() {
+    let Some(world) = World::on_postgres().await else { return skipped() };
+    let office = Office::new(&world).await;
+    office.token("t", "agent", Some("kari"), 1).await;
+    let second = office.another(&world).await;
+    let kari = Device::new();
+    let issued = office.enroll(&kari, "t").await.unwrap();
+    world.clock.advance((LIFE_MS + DAY_MS) as u64);
+    let kari = kari.with_new_request();
+    let plea = kari.plea(renewal(&issued), office.nonce().await);
+    let ask = plea.seal(&kari.key, &office.signer.seal()).unwrap().bytes().unwrap();
+    // Both are under way before either is answered.
+    let mut held = world.hub.store.write().await.unwrap();
+    held.member(&issued.name).await.unwrap();
+    let waiting = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let release = async {
+        while world.one(waiting).await < 2 {}
+        held.commit().await.unwrap();
+    };
+    let (one, other, ()) = tokio::join!(office.signer.answer(&ask), second.answer(&ask), release);
+    for answer in [one, other] {
+        let Answer::Said { body, tag } = answer else { panic!("{answer:?}") };
+        let Said::Issued(back) = plea.said(&body, &tag).unwrap() else { panic!() };
+        assert_eq!(back.join_state, 2);
+    }
+    assert_eq!(world.hub.store.census().await.unwrap(), Census::default());
 }
 
 #[tokio::test]
@@ -595,6 +660,12 @@ async fn a_device_that_enrols_again_stays_who_it_is_and_whose() {
         assert_eq!((again.name.as_str(), again.join_state, again.standing), (first.name.as_str(), 2, Standing::Approved));
         let devices = world.hub.store.devices(None, 10).await.unwrap();
         assert_eq!((devices.len(), devices[0].person.as_deref()), (1, Some("kari")));
+        // By a token for kari, too; by one for somebody else it would give all that is kari's to them.
+        office.token("ola", "agent", Some("ola"), 1).await;
+        office.token("kari", "agent", Some("kari"), 1).await;
+        assert_eq!(office.enroll(&kari.with_new_request(), "ola").await, Err(Refusal::OtherPerson));
+        assert_eq!(office.enroll(&kari.with_new_request(), "kari").await.unwrap().name, first.name);
+        assert!(office.enroll(&Device::new(), "ola").await.is_ok(), "it wasn't used up");
         // Another computer is another device, and so is one that was denied.
         assert_ne!(office.enroll(&Device::new(), "site").await.unwrap().name, first.name);
         muster_hub::control::deny(&office.store, &first.name().unwrap(), world.now_ms(), "lost").await.unwrap();
@@ -782,6 +853,11 @@ impl Device {
             bundle: self.bundle,
         }
     }
+}
+
+fn leaf(issued: &Issued) -> muster_certs::Leaf {
+    let chain = muster_certs::material::certificates("chain", &issued.chain, 4).unwrap();
+    muster_certs::read_leaf(&chain[0]).unwrap()
 }
 
 fn place() -> RelayAt {

@@ -146,10 +146,13 @@ pub enum Refusal {
     Cloned,
     /// This hub issues nothing now: its issuing CA has ended, or it has none.
     NoIssuer,
+    /// The computer is one person's, and the token another's.
+    OtherPerson,
 }
 
 impl Refusal {
-    pub const ALL: [Refusal; 6] = [Refusal::Token, Refusal::Request, Refusal::Unknown, Refusal::Denied, Refusal::Cloned, Refusal::NoIssuer];
+    pub const ALL: [Refusal; 7] =
+        [Refusal::Token, Refusal::Request, Refusal::Unknown, Refusal::Denied, Refusal::Cloned, Refusal::NoIssuer, Refusal::OtherPerson];
 
     /// The name that metrics and logs use.
     pub fn name(self) -> &'static str {
@@ -160,6 +163,7 @@ impl Refusal {
             Refusal::Denied => "denied",
             Refusal::Cloned => "cloned",
             Refusal::NoIssuer => "no_issuer",
+            Refusal::OtherPerson => "other_person",
         }
     }
 }
@@ -174,6 +178,9 @@ impl fmt::Display for Refusal {
             Refusal::Denied => "this device was denied; ask whoever looks after the mesh",
             Refusal::Cloned => "another disk has this device's key and used it later; an admin must decide which one is the device",
             Refusal::NoIssuer => "the hub issues no certificates now; whoever looks after it must look at its issuing CA",
+            Refusal::OtherPerson => {
+                "this computer is one person's and the token another's, and what waits here would become theirs; to hand it over, enrol it with an empty state folder"
+            }
         })
     }
 }

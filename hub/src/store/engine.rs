@@ -102,6 +102,14 @@ impl Engine {
         }
     }
 
+    /// Holds a text until the transaction ends, where several write at a time. (A count, since the lock itself is of no type that rows have.)
+    pub fn locking_text(self) -> Option<&'static str> {
+        match self {
+            Engine::Sqlite => None,
+            Engine::Postgres => Some("SELECT COUNT(pg_advisory_xact_lock(hashtextextended($1, 0)))"),
+        }
+    }
+
     /// Copies the write-ahead log into the database, where there is one, so that it is written from its begin again: the room that it has on
     /// the disk is enough then.
     pub fn cut_log(self) -> Option<&'static str> {

@@ -196,6 +196,14 @@ impl Writing<'_> {
         Ok(Some(token_row(&row)?.grant))
     }
 
+    /// Until this transaction ends no other one of this public key goes on from here, at whichever hub.
+    pub async fn one_by_one(&mut self, public_key: &str) -> Result<(), StoreError> {
+        if let Some(lock) = self.store.engine.locking_text() {
+            sqlx::query(lock).bind(public_key).execute(&mut *self.transaction).await?;
+        }
+        Ok(())
+    }
+
     /// Locked until this transaction ends: two requests of one member are answered one after the other.
     pub async fn member(&mut self, name: &str) -> Result<Option<MemberRow>, StoreError> {
         let select = format!("SELECT {MEMBER} FROM members WHERE name = $1 {}", self.store.engine.locking());
@@ -284,6 +292,15 @@ impl Writing<'_> {
             .execute(&mut *self.transaction)
             .await?;
         Ok(())
+    }
+
+    /// The person whose a device is, if anybody's.
+    pub async fn owner(&mut self, device: &[u8; 16]) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT person FROM devices WHERE device = $1")
+            .bind(device.to_vec())
+            .fetch_optional(&mut *self.transaction)
+            .await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
     }
 
     /// Whose a device is. It becomes known by this, if it wasn't.
