@@ -312,7 +312,8 @@ impl Papers {
     fn write(&self, kept: &Kept) {
         let Some(folder) = &self.folder else { return };
         let path = folder.join(kept.name());
-        if path.exists() {
+        // Another file of this name holds something damaged, or signed by a key that counts no more.
+        if fs::read(&path).is_ok_and(|there| there == kept.bytes) {
             return;
         }
         let written: Result<(), FileError> = files::create_folder(folder).and_then(|()| files::write_secret(&path, &kept.bytes));
@@ -565,6 +566,29 @@ mod tests {
         papers.take(&hub.sign(SignedKind::Deny, 1, 1, &wrong.bytes().unwrap()), NOW).unwrap();
         papers.take(&hub.list(1, 2, &["a"]), NOW).unwrap();
         assert!(papers.denied().names(&relay("a")));
+    }
+
+    #[test]
+    fn a_file_that_is_not_believed_is_replaced_when_the_same_version_comes_again() {
+        let (hub, folder) = (Hub::new(), tempfile::tempdir().unwrap());
+        let papers = hub.open(folder.path());
+        let (list, policy) = (hub.list(1, 1, &["a"]), hub.sign(SignedKind::Policy, 1, 4, b"p"));
+        papers.take(&hub.bundle(1), NOW).unwrap();
+        papers.take(&list, NOW).unwrap();
+        papers.keep(&papers.take(&policy, NOW).unwrap().signed, &policy);
+        // A byte of one of them is damaged; the other one lies there as the key of a mesh signed it that is gone.
+        let damaged = folder.path().join("signed/3-1-1");
+        let mut bytes = fs::read(&damaged).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&damaged, &bytes).unwrap();
+        fs::write(folder.path().join("signed/1-1-4"), Hub::new().sign(SignedKind::Policy, 1, 4, b"p")).unwrap();
+        let again = hub.open(folder.path());
+        assert!(!again.denied().names(&relay("a")) && again.newest(SignedKind::Policy).is_none(), "neither is believed");
+        again.take(&list, NOW).unwrap();
+        again.keep(&again.take(&policy, NOW).unwrap().signed, &policy);
+        let offline = hub.open(folder.path());
+        assert!(offline.denied().names(&relay("a")), "the list of the denied was held in memory only");
+        assert_eq!(offline.newest(SignedKind::Policy), Some(policy), "the policy was held in memory only");
     }
 
     struct Hub {
