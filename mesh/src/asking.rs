@@ -38,6 +38,40 @@ impl<W: Way> Way for Arc<W> {
     }
 }
 
+impl<W: Way> Way for &W {
+    fn ask(&self, ask: Vec<u8>) -> impl Future<Output = Result<Vec<u8>, String>> + Send {
+        (**self).ask(ask)
+    }
+}
+
+/// All ways of a program to the hub.
+pub trait Ways: Send + Sync {
+    /// Those that are open now, in the order in which they are tried. The error is for people.
+    fn ways(&self) -> Result<Vec<impl Way>, String>;
+}
+
+/// The only one.
+impl<W: Way> Ways for W {
+    fn ways(&self) -> Result<Vec<impl Way>, String> {
+        Ok(vec![self])
+    }
+}
+
+/// Over a line that a member has, or at a door where everybody may ask.
+pub enum By<L, D> {
+    Line(L),
+    Door(D),
+}
+
+impl<L: Way, D: Way> Way for By<L, D> {
+    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+        match self {
+            By::Line(line) => line.ask(ask).await,
+            By::Door(door) => door.ask(ask).await,
+        }
+    }
+}
+
 /// Why no word of the hub's came.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
@@ -52,6 +86,26 @@ pub enum AskError {
     NotTheHub,
 }
 
+impl AskError {
+    /// Of two that came by different ways, the one that says more.
+    fn or(self, other: AskError) -> AskError {
+        match (&self, &other) {
+            (AskError::Busy(one), AskError::Busy(another)) => AskError::Busy(*one.min(another)),
+            _ if self.rank() > other.rank() => self,
+            _ => other,
+        }
+    }
+
+    fn rank(&self) -> u8 {
+        match self {
+            AskError::Unreachable(_) => 0,
+            AskError::NotTheHub => 1,
+            AskError::Unreadable => 2,
+            AskError::Busy(_) => 3,
+        }
+    }
+}
+
 /// Who asks.
 pub struct Asking<'a> {
     pub device_key: &'a DeviceKey,
@@ -63,6 +117,19 @@ pub struct Asking<'a> {
 }
 
 impl Asking<'_> {
+    /// Asks by one way after the other until the hub has said something: whoever stands on a way may be cut off from the hub, or not mean it well.
+    /// So no answer counts here but the hub's own, and each way is asked for a number of its own.
+    pub async fn ask_by(&self, ways: &impl Ways, wish: Wish, request: &KeyRequest) -> Result<Said, AskError> {
+        let mut why = AskError::Unreachable("no way is known".to_owned());
+        for way in ways.ways().map_err(AskError::Unreachable)? {
+            match self.ask(&way, wish.clone(), request).await {
+                Ok(said) => return Ok(said),
+                Err(error) => why = why.or(error),
+            }
+        }
+        Err(why)
+    }
+
     /// Asks for a number, signs and seals the wish over it, and hears what the hub says.
     pub async fn ask(&self, way: &impl Way, wish: Wish, request: &KeyRequest) -> Result<Said, AskError> {
         let Answer::Nonce(nonce) = exchange(way, &Ask::Nonce).await? else { return Err(AskError::NotTheHub) };
@@ -141,7 +208,7 @@ enum Looked {
     Busy(Duration),
 }
 
-impl<W: Way> Renewing<W> {
+impl<W: Ways> Renewing<W> {
     /// Renews until `stop`. A renewal that fails is said once, and tried again.
     pub async fn run(self, stop: CancellationToken) {
         // A clock that is known to be wrong doesn't say how old the certificate is.
@@ -219,7 +286,7 @@ impl<W: Way> Renewing<W> {
         let bundle = self.papers.version(SignedKind::Bundle);
         let asking = Asking { device_key: &self.home.device_key()?, seal: &member.seal, version: self.version, bundle };
         let wish = Wish::Renew { name: member.name.to_string(), join_state: member.join_state };
-        match asking.ask(&self.way, wish, &request).await {
+        match asking.ask_by(&self.way, wish, &request).await {
             Ok(Said::Issued(issued)) => {
                 let (identity, had_ended) = (self.keys.identity(), self.keys.expired(self.clock.now().wall_ms));
                 let renewed = self.home.joined(&issued, &request, identity.role(), Some(&identity), self.keys.time().clone());
@@ -257,3 +324,6 @@ fn count(outcome: &'static str, times: u64) {
 fn refused(refusal: Refusal) -> anyhow::Error {
     anyhow::anyhow!("{refusal}")
 }
+
+#[cfg(test)]
+mod patience;

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use muster_certs::{Keys, Name, SystemTime, Time, Trusted};
 use muster_mesh::{
-    asking::Way,
+    asking::{By, Way, Ways},
     clock::Clock,
     complaint::Complaint,
     control, doors,
@@ -32,7 +32,7 @@ pub async fn enroll(state: &Path, token: &str, again: bool) -> anyhow::Result<Me
     doors::join(&home, &token, wanted.as_ref(), VERSION, hubs_door(Arc::new(SystemTime))).await
 }
 
-/// The way of a running relay: its own line to the hub, and the hub's door once its certificate has ended.
+/// The ways of a running relay: its own line to the hub, and the hub's door once its certificate has ended.
 pub struct ToTheHub<L, D> {
     pub line: L,
     /// Makes a line to a door; usually [`hubs_door`].
@@ -42,17 +42,18 @@ pub struct ToTheHub<L, D> {
     pub clock: Arc<dyn Clock>,
 }
 
-impl<L, W, D> Way for ToTheHub<L, D>
+impl<L, W, D> Ways for ToTheHub<L, D>
 where
     L: Way,
     W: Way,
     D: Fn(&str, &Name, &Trusted) -> Result<W, String> + Send + Sync,
 {
-    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+    fn ways(&self) -> Result<Vec<impl Way>, String> {
         if self.keys.check_time(self.clock.now().wall_ms).is_ok() {
-            return self.line.ask(ask).await;
+            return Ok(vec![By::Line(&self.line)]);
         }
-        doors::ask(&self.home, &self.keys, &RelayList::default(), ask, &self.door).await
+        let doors = doors::ways(&self.home, &self.keys, &RelayList::default(), &self.door)?;
+        Ok(doors.into_iter().map(By::Door).collect())
     }
 }
 
