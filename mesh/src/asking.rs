@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     chance,
-    clock::Clock,
+    clock::{Clock, Reading},
     door::{Answer, Ask, Plea, Refusal, Said, Standing, Wish},
     ids::Version,
     member::{Home, Member, MemberError},
     message::SignedKind,
     papers::Papers,
-    renewal::{Life, Reckoning},
+    renewal::{CHECK_EVERY_MIN, Life, Reckoning},
     seal::SealTo,
 };
 
@@ -215,6 +215,8 @@ impl<W: Ways> Renewing<W> {
         let mut due_ms = if self.keys.clock_is_behind() { i64::MIN } else { self.life().renew_ms(chance::fraction()) };
         let mut reckoning = Reckoning::default();
         let mut moves_to = None;
+        let mut came: Option<Reading> = None;
+        let mut failures = 0_u32;
         count("renewed", 0);
         count("failed", 0);
         count("busy", 0);
@@ -222,17 +224,23 @@ impl<W: Ways> Renewing<W> {
             // A wake while the hub is asked isn't missed.
             let mut woken = pin!(self.wake.notified());
             woken.as_mut().enable();
-            let now_ms = reckoning.now_ms(self.clock.now(), self.keys.past_ms());
+            let now = self.clock.now();
+            let now_ms = reckoning.now_ms(now, self.keys.past_ms());
             // Planned once for each CA: a hub that signs by another than it says isn't asked without end.
             let other = self.papers.issuer().filter(|issuer| self.keys.leaf().issuer.as_ref() != Some(issuer));
             if other.is_some() && other != moves_to {
                 due_ms = due_ms.min(self.life().move_ms(now_ms, chance::fraction()));
                 moves_to = other;
+                came = None;
             }
-            let every = match self.look(now_ms >= due_ms).await {
+            let due = now_ms >= due_ms && came.is_none_or(|came| self.life().has_rested(came, now));
+            let looked = self.look(due).await;
+            failures = if looked.is_err() { failures.saturating_add(1) } else { 0 };
+            let every = match looked {
                 Ok(Looked::Early) => self.life().check_every(),
                 Ok(Looked::Renewed) => {
                     due_ms = self.life().renew_ms(chance::fraction());
+                    came = if due { Some(self.clock.now()) } else { came };
                     self.life().check_every()
                 }
                 Ok(Looked::Later(wait)) => wait,
@@ -246,7 +254,7 @@ impl<W: Ways> Renewing<W> {
                 Err(error) => {
                     count("failed", 1);
                     self.in_trouble(error.to_string());
-                    self.life().check_every()
+                    self.life().retry_after(failures, now_ms)
                 }
             };
             // A branch whose certificates are due together doesn't ask together.
@@ -310,7 +318,7 @@ impl<W: Ways> Renewing<W> {
                 Ok(Looked::Later(WAITING_EVERY))
             }
             Ok(Said::Refused(refusal)) => Err(refused(refusal)),
-            Err(AskError::Busy(seconds)) => Ok(Looked::Busy(Duration::from_secs(seconds.into()).min(BUSY_LONGEST))),
+            Err(AskError::Busy(seconds)) => Ok(Looked::Busy(Duration::from_secs(seconds.into()).clamp(CHECK_EVERY_MIN, BUSY_LONGEST))),
             Err(error) => Err(error.into()),
         }
     }

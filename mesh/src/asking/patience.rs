@@ -1,4 +1,4 @@
-//! Async: who else is asked where somebody in between doesn't bring the hub's word.
+//! Async: who else is asked where somebody in between doesn't bring the hub's word, and how often, in virtual time.
 
 use std::sync::{
     Arc,
@@ -22,8 +22,11 @@ use crate::{
 
 const NOW_MS: i64 = 1_800_000_000_000;
 const HOUR_MS: i64 = 3_600_000;
+const HOUR: Duration = Duration::from_secs(3_600);
 const NAME: &str = "site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617";
 const NONCE: [u8; 32] = [7; 32];
+/// Whoever asks more often than that asks without end.
+const ASKS_MAX: u32 = 10_000;
 
 #[tokio::test(start_paused = true)]
 async fn a_relay_that_does_not_bring_the_hubs_word_keeps_nobody_from_the_next_door() {
@@ -52,6 +55,36 @@ async fn a_relay_that_does_not_bring_the_hubs_word_keeps_nobody_from_the_next_do
     assert_eq!(laptop.ask_at([&busy(30), &busy(7)]).await, Err(AskError::Busy(7)));
     assert_eq!(laptop.ask_at([&|_| bytes(&Answer::Unreadable), &|_| Err("nobody".to_owned())]).await, Err(AskError::Unreadable));
     assert_eq!(laptop.ask_at([&|_| Ok(vec![99]), &|_| Err("nobody".to_owned())]).await, Err(AskError::NotTheHub));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_says_come_again_in_no_time_is_not_asked_without_end() {
+    let laptop = Laptop::new(20_000, 0);
+    let asks = laptop.renews_for(Duration::from_secs(60), |_| bytes(&Answer::Busy { seconds: 0 }), async {}).await;
+    assert!((20..120).contains(&asks), "{asks} asks in a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_asks_ever_more_seldom_once_its_certificate_has_ended() {
+    let laptop = Laptop::new(2_000, 0);
+    let asks = laptop.renews_for(HOUR, |_| Err("the issuing CA has ended".to_owned()), async {}).await;
+    assert!((60..160).contains(&asks), "{asks} asks in an hour");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_far_ahead_renews_each_certificate_once_and_one_that_is_set_right_doesnt_forget_to() {
+    let laptop = Laptop::new(14 * HOUR_MS, 10 * HOUR_MS);
+    let issued = || laptop.hub.issued.load(Ordering::Relaxed);
+    let day = async {
+        sleep(2 * HOUR).await;
+        assert_eq!(issued(), 1, "each new certificate was found old");
+        laptop.clock.ahead_ms.store(0, Ordering::Relaxed);
+        sleep(2 * HOUR).await;
+        assert_eq!(issued(), 1, "too early");
+        sleep(5 * HOUR).await;
+        assert_eq!(issued(), 2, "not yet, nine hours after it came");
+    };
+    laptop.renews_for(9 * HOUR, |ask| bytes(&laptop.hub.answer(ask)), day).await;
 }
 
 /// How somebody answers an ask.
@@ -100,6 +133,38 @@ impl Laptop {
         let asking = Asking { device_key: &device_key, seal: &member.seal, version: "1", bundle: Version::default() };
         let wish = Wish::Renew { name: member.name.to_string(), join_state: member.join_state };
         asking.ask_by(&Doors { laptop: self, answers }, wish, &request).await
+    }
+
+    /// Renews in virtual time while `meanwhile` goes on beside it. Returns how often it asked.
+    async fn renews_for(
+        &self,
+        length: Duration,
+        answers: impl Fn(&[u8]) -> Result<Vec<u8>, String> + Send + Sync,
+        meanwhile: impl Future,
+    ) -> u32 {
+        let (asks, stop) = (AtomicU32::new(0), CancellationToken::new());
+        let counted = |ask: &[u8]| {
+            if asks.fetch_add(1, Ordering::Relaxed) == ASKS_MAX {
+                stop.cancel();
+            }
+            answers(ask)
+        };
+        let renewing = Renewing {
+            home: self.home.clone(),
+            keys: self.keys.clone(),
+            papers: Arc::new(Papers::in_memory(self.keys.clone())),
+            clock: self.clock.clone(),
+            way: Line(&counted),
+            wake: Arc::default(),
+            version: "1",
+            membership: watch::channel(Membership::OF_FILES).0,
+        };
+        let timed = async {
+            stop.run_until_cancelled(async { tokio::join!(sleep(length), meanwhile) }).await;
+            stop.cancel();
+        };
+        tokio::join!(renewing.run(stop.clone()), timed);
+        asks.load(Ordering::Relaxed)
     }
 }
 
