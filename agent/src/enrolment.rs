@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use muster_certs::{Keys, Name, SystemTime, Time, Trusted};
 use muster_mesh::{
-    asking::Way,
+    asking::{By, Way, Ways},
     complaint::Complaint,
     control,
     door::Standing,
@@ -94,22 +94,26 @@ pub struct ThroughRelay {
     pub network: Arc<dyn Network>,
 }
 
-impl Way for ThroughRelay {
-    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+impl Ways for ThroughRelay {
+    fn ways(&self) -> Result<Vec<impl Way>, String> {
         if self.linked.borrow().relay.is_some() {
-            return self.through_the_uplink(ask).await;
+            return Ok(vec![By::Line(Uplinked(&self.asks))]);
         }
         let (network, time) = (&self.network, self.keys.time());
         let door = |address: &str, name: &Name, trusted: &Trusted| Ok(AtDoor::new(network.clone(), address, name, trusted, time.clone()));
-        doors::ask(&self.home, &self.keys, &self.papers.relay_list(), ask, door).await
+        let doors = doors::ways(&self.home, &self.keys, &self.papers.relay_list(), door)?;
+        Ok(doors.into_iter().map(By::Door).collect())
     }
 }
 
-impl ThroughRelay {
-    async fn through_the_uplink(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+/// Through the connected relay.
+struct Uplinked<'a>(&'a mpsc::Sender<Asked>);
+
+impl Way for Uplinked<'_> {
+    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
         let (answer, answered) = oneshot::channel();
         let asked = async {
-            self.asks.send(Asked { ask: ask.into(), answer }).await.ok()?;
+            self.0.send(Asked { ask: ask.into(), answer }).await.ok()?;
             answered.await.ok()
         };
         match timeout(PATIENCE, asked).await {

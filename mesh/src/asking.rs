@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     chance,
-    clock::Clock,
+    clock::{Clock, Reading},
     door::{Answer, Ask, Plea, Refusal, Said, Standing, Wish},
     ids::Version,
     member::{Home, Member, MemberError},
     message::SignedKind,
     papers::Papers,
-    renewal::{Life, Reckoning},
+    renewal::{CHECK_EVERY_MIN, Life, Reckoning},
     seal::SealTo,
 };
 
@@ -38,6 +38,40 @@ impl<W: Way> Way for Arc<W> {
     }
 }
 
+impl<W: Way> Way for &W {
+    fn ask(&self, ask: Vec<u8>) -> impl Future<Output = Result<Vec<u8>, String>> + Send {
+        (**self).ask(ask)
+    }
+}
+
+/// All ways of a program to the hub.
+pub trait Ways: Send + Sync {
+    /// Those that are open now, in the order in which they are tried. The error is for people.
+    fn ways(&self) -> Result<Vec<impl Way>, String>;
+}
+
+/// The only one.
+impl<W: Way> Ways for W {
+    fn ways(&self) -> Result<Vec<impl Way>, String> {
+        Ok(vec![self])
+    }
+}
+
+/// Over a line that a member has, or at a door where everybody may ask.
+pub enum By<L, D> {
+    Line(L),
+    Door(D),
+}
+
+impl<L: Way, D: Way> Way for By<L, D> {
+    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+        match self {
+            By::Line(line) => line.ask(ask).await,
+            By::Door(door) => door.ask(ask).await,
+        }
+    }
+}
+
 /// Why no word of the hub's came.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
@@ -52,6 +86,26 @@ pub enum AskError {
     NotTheHub,
 }
 
+impl AskError {
+    /// Of two that came by different ways, the one that says more.
+    fn or(self, other: AskError) -> AskError {
+        match (&self, &other) {
+            (AskError::Busy(one), AskError::Busy(another)) => AskError::Busy(*one.min(another)),
+            _ if self.rank() > other.rank() => self,
+            _ => other,
+        }
+    }
+
+    fn rank(&self) -> u8 {
+        match self {
+            AskError::Unreachable(_) => 0,
+            AskError::NotTheHub => 1,
+            AskError::Unreadable => 2,
+            AskError::Busy(_) => 3,
+        }
+    }
+}
+
 /// Who asks.
 pub struct Asking<'a> {
     pub device_key: &'a DeviceKey,
@@ -63,6 +117,19 @@ pub struct Asking<'a> {
 }
 
 impl Asking<'_> {
+    /// Asks by one way after the other until the hub has said something: whoever stands on a way may be cut off from the hub, or not mean it well.
+    /// So no answer counts here but the hub's own, and each way is asked for a number of its own.
+    pub async fn ask_by(&self, ways: &impl Ways, wish: Wish, request: &KeyRequest) -> Result<Said, AskError> {
+        let mut why = AskError::Unreachable("no way is known".to_owned());
+        for way in ways.ways().map_err(AskError::Unreachable)? {
+            match self.ask(&way, wish.clone(), request).await {
+                Ok(said) => return Ok(said),
+                Err(error) => why = why.or(error),
+            }
+        }
+        Err(why)
+    }
+
     /// Asks for a number, signs and seals the wish over it, and hears what the hub says.
     pub async fn ask(&self, way: &impl Way, wish: Wish, request: &KeyRequest) -> Result<Said, AskError> {
         let Answer::Nonce(nonce) = exchange(way, &Ask::Nonce).await? else { return Err(AskError::NotTheHub) };
@@ -141,13 +208,15 @@ enum Looked {
     Busy(Duration),
 }
 
-impl<W: Way> Renewing<W> {
+impl<W: Ways> Renewing<W> {
     /// Renews until `stop`. A renewal that fails is said once, and tried again.
     pub async fn run(self, stop: CancellationToken) {
         // A clock that is known to be wrong doesn't say how old the certificate is.
         let mut due_ms = if self.keys.clock_is_behind() { i64::MIN } else { self.life().renew_ms(chance::fraction()) };
         let mut reckoning = Reckoning::default();
         let mut moves_to = None;
+        let mut came: Option<Reading> = None;
+        let mut failures = 0_u32;
         count("renewed", 0);
         count("failed", 0);
         count("busy", 0);
@@ -155,17 +224,23 @@ impl<W: Way> Renewing<W> {
             // A wake while the hub is asked isn't missed.
             let mut woken = pin!(self.wake.notified());
             woken.as_mut().enable();
-            let now_ms = reckoning.now_ms(self.clock.now(), self.keys.past_ms());
+            let now = self.clock.now();
+            let now_ms = reckoning.now_ms(now, self.keys.past_ms());
             // Planned once for each CA: a hub that signs by another than it says isn't asked without end.
             let other = self.papers.issuer().filter(|issuer| self.keys.leaf().issuer.as_ref() != Some(issuer));
             if other.is_some() && other != moves_to {
                 due_ms = due_ms.min(self.life().move_ms(now_ms, chance::fraction()));
                 moves_to = other;
+                came = None;
             }
-            let every = match self.look(now_ms >= due_ms).await {
+            let due = now_ms >= due_ms && came.is_none_or(|came| self.life().has_rested(came, now));
+            let looked = self.look(due).await;
+            failures = if looked.is_err() { failures.saturating_add(1) } else { 0 };
+            let every = match looked {
                 Ok(Looked::Early) => self.life().check_every(),
                 Ok(Looked::Renewed) => {
                     due_ms = self.life().renew_ms(chance::fraction());
+                    came = if due { Some(self.clock.now()) } else { came };
                     self.life().check_every()
                 }
                 Ok(Looked::Later(wait)) => wait,
@@ -179,7 +254,7 @@ impl<W: Way> Renewing<W> {
                 Err(error) => {
                     count("failed", 1);
                     self.in_trouble(error.to_string());
-                    self.life().check_every()
+                    self.life().retry_after(failures, now_ms)
                 }
             };
             // A branch whose certificates are due together doesn't ask together.
@@ -219,7 +294,7 @@ impl<W: Way> Renewing<W> {
         let bundle = self.papers.version(SignedKind::Bundle);
         let asking = Asking { device_key: &self.home.device_key()?, seal: &member.seal, version: self.version, bundle };
         let wish = Wish::Renew { name: member.name.to_string(), join_state: member.join_state };
-        match asking.ask(&self.way, wish, &request).await {
+        match asking.ask_by(&self.way, wish, &request).await {
             Ok(Said::Issued(issued)) => {
                 let (identity, had_ended) = (self.keys.identity(), self.keys.expired(self.clock.now().wall_ms));
                 let renewed = self.home.joined(&issued, &request, identity.role(), Some(&identity), self.keys.time().clone());
@@ -243,7 +318,7 @@ impl<W: Way> Renewing<W> {
                 Ok(Looked::Later(WAITING_EVERY))
             }
             Ok(Said::Refused(refusal)) => Err(refused(refusal)),
-            Err(AskError::Busy(seconds)) => Ok(Looked::Busy(Duration::from_secs(seconds.into()).min(BUSY_LONGEST))),
+            Err(AskError::Busy(seconds)) => Ok(Looked::Busy(Duration::from_secs(seconds.into()).clamp(CHECK_EVERY_MIN, BUSY_LONGEST))),
             Err(error) => Err(error.into()),
         }
     }
@@ -257,3 +332,6 @@ fn count(outcome: &'static str, times: u64) {
 fn refused(refusal: Refusal) -> anyhow::Error {
     anyhow::anyhow!("{refusal}")
 }
+
+#[cfg(test)]
+mod patience;

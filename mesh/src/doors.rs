@@ -1,4 +1,4 @@
-//! Async: at the doors of others: joining with a token, and asking there where no connection carries an ask.
+//! Async: at the doors of others: joining with a token, and the ways of a member that asks there because no connection carries its ask.
 //!
 //! Which line leads to a door (QUIC to a relay's, HTTPS to the hub's) is the caller's: `door` makes one to an address, where exactly that name must
 //! answer, with what is trusted behind it.
@@ -59,31 +59,26 @@ pub async fn join<W: Way>(
     Err(Complaint::new(why, "Try again; the same token still counts").into())
 }
 
-/// Brings a member's ask to the first of the doors it knows that answers: for an agent those of `relays`, too.
-pub async fn ask<W: Way>(
+/// Lines to the doors that a member knows, in the order in which they are tried: for an agent those of `relays`, too.
+pub fn ways<W: Way>(
     home: &Home,
     keys: &Keys,
     relays: &RelayList,
-    ask: Vec<u8>,
     door: impl Fn(&str, &Name, &Trusted) -> Result<W, String>,
-) -> Result<Vec<u8>, String> {
+) -> Result<Vec<W>, String> {
     let member = home.member().map_err(|error| error.to_string())?.ok_or("this program was never enrolled")?;
     let trusted = Trusted::of_roots(&keys.identity().domain, &keys.roots_pem()).map_err(|error| error.to_string())?;
     let dials = match &member.name {
         Name::Agent { site, .. } => relays.dials(site, &member.dial),
         Name::Relay { .. } | Name::Hub { .. } | Name::Control { .. } => member.dial,
     };
-    let mut why = "no door is known".to_owned();
+    let (mut ways, mut why) = (Vec::new(), "no door is known".to_owned());
     for dial in dials {
         let Ok(name) = dial.name.parse() else { continue };
-        let answered = match door(&dial.door, &name, &trusted) {
-            Ok(way) => way.ask(ask.clone()).await,
-            Err(error) => Err(error),
-        };
-        match answered {
-            Ok(answer) => return Ok(answer),
+        match door(&dial.door, &name, &trusted) {
+            Ok(way) => ways.push(way),
             Err(error) => why = error,
         }
     }
-    Err(why)
+    if ways.is_empty() { Err(why) } else { Ok(ways) }
 }

@@ -52,8 +52,6 @@ struct Inner {
     kept: Vec<Kept>,
     denied: DenyList,
     relays: (Version, Arc<RelayList>),
-    /// By the hub's clock, the latest time that it signed.
-    signed_ms: i64,
     /// The issuing CA by which the hub issues now.
     issuer: String,
 }
@@ -90,14 +88,7 @@ impl Papers {
     /// With nothing, and nothing is kept on a disk.
     pub fn in_memory(keys: Arc<Keys>) -> Papers {
         let controls = Arc::new(Controls::new(&keys.identity().domain, &keys.roots_pem()));
-        let inner = Inner {
-            controls,
-            kept: Vec::new(),
-            denied: DenyList::default(),
-            relays: Default::default(),
-            signed_ms: i64::MIN,
-            issuer: String::new(),
-        };
+        let inner = Inner { controls, kept: Vec::new(), denied: DenyList::default(), relays: Default::default(), issuer: String::new() };
         Papers { keys, folder: None, inner: Mutex::new(inner), changes: watch::channel(()).0 }
     }
 
@@ -118,7 +109,7 @@ impl Papers {
         let kind = Signed::read(bytes).map(|signed| SignedKind::from_u8(signed.kind))?;
         let paper = match kind {
             Some(SignedKind::Bundle) => self.bundle(bytes, &controls, &denied, when)?,
-            Some(SignedKind::Deny) => self.deny(bytes, controls.read(bytes, &denied)?, when)?,
+            Some(SignedKind::Deny) => self.deny(bytes, controls.read(bytes, &denied)?)?,
             Some(SignedKind::Relays) => self.relays(bytes, controls.read(bytes, &denied)?)?,
             _ => {
                 let signed = controls.read(bytes, &denied)?;
@@ -138,10 +129,13 @@ impl Papers {
             Err(Unproven::Older) => return Ok(Paper { signed: Signed::read(bytes)?, is_news: false }),
             taken => taken?,
         };
-        self.keys.trust(controls.roots()).map_err(|error| Unproven::Roots(error.to_string()))?;
         let mut inner = self.lock();
+        if inner.controls.bundle().is_some_and(|known| signed.version <= known) {
+            // Both of a relay's lanes take bundles; meanwhile the other one was quicker.
+            return Ok(Paper { signed, is_news: false });
+        }
+        self.keys.trust(controls.roots()).map_err(|error| Unproven::Roots(error.to_string()))?;
         inner.controls = Arc::new(controls);
-        inner.signed_ms = bundle.made_ms.max(inner.signed_ms);
         inner.issuer = bundle.issuer;
         let gone = inner.unproven(denied);
         if gone.iter().any(|kept| kept.kind == SignedKind::Relays.as_u8()) {
@@ -155,20 +149,20 @@ impl Papers {
         Ok(Paper { signed, is_news: true })
     }
 
-    fn deny(&self, bytes: &Bytes, signed: Signed, when: When) -> Result<Paper, Unproven> {
+    fn deny(&self, bytes: &Bytes, signed: Signed) -> Result<Paper, Unproven> {
         let list = DenyList::read(&signed.body)?;
-        let (When::Taking(now_ms) | When::Kept(now_ms)) = when;
+        self.keys.signed_at(list.made_ms);
+        // The hub says until when an entry counts, so its time says whether that is past: this computer's clock may stand far ahead.
+        let past_ms = self.keys.past_ms();
         let mut inner = self.lock();
-        let said_already = inner.denied.covers(&list, now_ms);
+        let said_already = inner.denied.covers(&list, past_ms);
         let is_newest = inner.newest_of(signed.kind).is_none_or(|(known, _)| known < signed.version);
         if !said_already {
-            inner.denied = inner.denied.union(&list, now_ms);
+            inner.denied = inner.denied.union(&list, past_ms);
             self.keys.deny(inner.denied.denied());
             self.changes.send_replace(());
         }
-        inner.signed_ms = list.made_ms.max(inner.signed_ms);
         drop(inner);
-        self.keys.signed_at(list.made_ms);
         let is_news = !said_already || is_newest;
         if is_news {
             self.keep(&signed, bytes);
@@ -182,7 +176,6 @@ impl Papers {
         let mut inner = self.lock();
         let is_news = inner.relays.0 < signed.version;
         if is_news {
-            inner.signed_ms = list.made_ms.max(inner.signed_ms);
             inner.relays = (signed.version, Arc::new(list));
             self.changes.send_replace(());
         }
@@ -208,7 +201,7 @@ impl Papers {
         let kept = Kept { kind: signed.kind, version: signed.version, bytes: bytes.clone() };
         self.write(&kept);
         inner.kept.push(kept);
-        let gone = inner.overtaken(signed.kind);
+        let gone = inner.overtaken(signed.kind, self.keys.past_ms());
         drop(inner);
         gone.iter().for_each(|kept| self.remove(kept));
     }
@@ -333,7 +326,8 @@ impl Papers {
     fn write(&self, kept: &Kept) {
         let Some(folder) = &self.folder else { return };
         let path = folder.join(kept.name());
-        if path.exists() {
+        // Another file of this name holds something damaged, or signed by a key that counts no more.
+        if fs::read(&path).is_ok_and(|there| there == kept.bytes) {
             return;
         }
         let written: Result<(), FileError> = files::create_folder(folder).and_then(|()| files::write_secret(&path, &kept.bytes));
@@ -367,13 +361,12 @@ impl Inner {
         gone
     }
 
-    /// Takes out what nobody needs beside the newest of this kind.
-    fn overtaken(&mut self, kind: u8) -> Vec<Kept> {
+    /// Takes out what nobody needs beside the newest of this kind. `past_ms`: what is past for certain.
+    fn overtaken(&mut self, kind: u8, past_ms: i64) -> Vec<Kept> {
         let Some((newest, bytes)) = self.newest_of(kind) else { return Vec::new() };
         let said = if kind == SignedKind::Deny.as_u8() { list(&bytes) } else { None };
-        let now_ms = self.signed_ms;
         let is_over = |kept: &Kept| match &said {
-            Some(said) => list(&kept.bytes).is_none_or(|older| said.covers(&older, now_ms)),
+            Some(said) => list(&kept.bytes).is_none_or(|older| said.covers(&older, past_ms)),
             None => true,
         };
         let (mut gone, stays): (Vec<Kept>, Vec<Kept>) =
@@ -553,6 +546,78 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path().join("signed")).unwrap().count(), 2 + limits::DENY_LISTS_MAX);
     }
 
+    #[test]
+    fn a_clock_far_ahead_lets_nobody_in_and_only_the_hubs_time_ends_an_entry() {
+        let (hub, folder) = (Hub::new(), tempfile::tempdir().unwrap());
+        let papers = hub.open(folder.path());
+        papers.take(&hub.bundle(1), NOW).unwrap();
+        papers.take(&hub.list(1, 1, &["a"]), NOW).unwrap();
+        // A start, and a list that comes, while the clock stands behind the end of every entry.
+        let ahead_ms = NOW + 2 * YEAR_MS;
+        let again = Papers::open(folder.path(), hub.keys(), ahead_ms);
+        assert!(again.denied().names(&relay("a")), "what lay on the disk isn't gone by");
+        let running = Papers::in_memory(hub.keys());
+        running.take(&hub.bundle(1), NOW).unwrap();
+        running.take(&hub.list(1, 1, &["a"]), ahead_ms).unwrap();
+        assert!(running.denied().names(&relay("a")), "what came isn't gone by");
+        // The hub says later that it is over, within the life of the own certificate.
+        let later_ms = NOW + 60_000;
+        let over = DenyList { made_ms: NOW, denied: vec![denial("b", NOW + 30_000)] };
+        papers.take(&hub.sign(SignedKind::Deny, 1, 2, &over.bytes().unwrap()), NOW).unwrap();
+        assert!(papers.denied().names(&relay("b")));
+        let without = DenyList { made_ms: later_ms, denied: vec![denial("a", NOW + YEAR_MS), denial("c", NOW + YEAR_MS)] };
+        papers.take(&hub.sign(SignedKind::Deny, 1, 3, &without.bytes().unwrap()), NOW).unwrap();
+        assert!(!papers.denied().names(&relay("b")), "it counts although the hub's time is past its end");
+        assert_eq!(papers.all().len(), 2, "the newest list says all that counts");
+    }
+
+    #[test]
+    fn a_hub_whose_clock_was_wrong_once_disarms_no_list() {
+        let hub = Hub::new();
+        let papers = Papers::in_memory(hub.keys());
+        papers.take(&hub.bundle(1), NOW).unwrap();
+        let wrong = DenyList { made_ms: NOW + 2 * YEAR_MS, denied: Vec::new() };
+        papers.take(&hub.sign(SignedKind::Deny, 1, 1, &wrong.bytes().unwrap()), NOW).unwrap();
+        papers.take(&hub.list(1, 2, &["a"]), NOW).unwrap();
+        assert!(papers.denied().names(&relay("a")));
+    }
+
+    #[test]
+    fn a_file_that_is_not_believed_is_replaced_when_the_same_version_comes_again() {
+        let (hub, folder) = (Hub::new(), tempfile::tempdir().unwrap());
+        let papers = hub.open(folder.path());
+        let (list, policy) = (hub.list(1, 1, &["a"]), hub.sign(SignedKind::Policy, 1, 4, b"p"));
+        papers.take(&hub.bundle(1), NOW).unwrap();
+        papers.take(&list, NOW).unwrap();
+        papers.keep(&papers.take(&policy, NOW).unwrap().signed, &policy);
+        // A byte of one of them is damaged; the other one lies there as the key of a mesh signed it that is gone.
+        let damaged = folder.path().join("signed/3-1-1");
+        let mut bytes = fs::read(&damaged).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&damaged, &bytes).unwrap();
+        fs::write(folder.path().join("signed/1-1-4"), Hub::new().sign(SignedKind::Policy, 1, 4, b"p")).unwrap();
+        let again = hub.open(folder.path());
+        assert!(!again.denied().names(&relay("a")) && again.newest(SignedKind::Policy).is_none(), "neither is believed");
+        again.take(&list, NOW).unwrap();
+        again.keep(&again.take(&policy, NOW).unwrap().signed, &policy);
+        let offline = hub.open(folder.path());
+        assert!(offline.denied().names(&relay("a")), "the list of the denied was held in memory only");
+        assert_eq!(offline.newest(SignedKind::Policy), Some(policy), "the policy was held in memory only");
+    }
+
+    #[test]
+    fn of_two_bundles_that_are_taken_at_the_same_moment_the_newer_one_holds() {
+        let hub = Hub::new();
+        let papers = Papers::in_memory(hub.keys());
+        papers.take(&hub.bundle(1), NOW).unwrap();
+        // One lane has looked at what holds; before it goes on, the other one takes a newer bundle.
+        let before = papers.lock().controls.clone();
+        papers.take(&hub.bundle(3), NOW).unwrap();
+        let paper = papers.bundle(&hub.bundle(2), &before, &Denied::default(), When::Taking(NOW)).unwrap();
+        assert!(!paper.is_news);
+        assert_eq!(papers.lock().controls.bundle(), Some(Version { epoch: 1, n: 3 }), "the older bundle is in force");
+    }
+
     struct Hub {
         root: Root,
         issuer: Issuer,
@@ -592,8 +657,7 @@ mod tests {
         }
 
         fn list(&self, epoch: u32, n: u32, names: &[&str]) -> Bytes {
-            let denial = |name: &&str| Denial { name: relay(name).to_string(), issued_before_ms: NOW + 1_000, until_ms: NOW + YEAR_MS };
-            let list = DenyList { made_ms: NOW, denied: names.iter().map(denial).collect() };
+            let list = DenyList { made_ms: NOW, denied: names.iter().map(|name| denial(name, NOW + YEAR_MS)).collect() };
             self.sign(SignedKind::Deny, epoch, n, &list.bytes().unwrap())
         }
 
@@ -607,6 +671,10 @@ mod tests {
             let signed = self.issuer.issue(&Identity::new(DOMAIN, relay(id)).unwrap(), NOW).unwrap();
             papers.denied().check(&leaf::read_leaf(signed.leaf()).unwrap())
         }
+    }
+
+    fn denial(id: &str, until_ms: i64) -> Denial {
+        Denial { name: relay(id).to_string(), issued_before_ms: NOW + 1_000, until_ms }
     }
 
     fn relay(id: &str) -> Name {

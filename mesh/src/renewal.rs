@@ -9,8 +9,18 @@ use crate::clock::Reading;
 
 /// However long a certificate lives, it is looked at this often: a laptop's clock may have been set.
 const CHECK_EVERY_MAX: Duration = Duration::from_secs(60);
+/// However short a certificate lives, nobody looks, and nobody asks again, more often.
+pub const CHECK_EVERY_MIN: Duration = Duration::from_secs(1);
 /// A certificate's life is looked at so often.
 const CHECKS: u32 = 20;
+
+/// A certificate is renewed when so much of its life has passed …
+const RENEW_FROM: f64 = 0.4;
+/// … and a random part of so much.
+const RENEW_WITHIN: f64 = 0.2;
+
+/// From one second on that is more than a minute.
+const DOUBLINGS_MAX: u32 = 6;
 
 /// Once another CA issues, a mesh has its new certificates after this: long enough that its members don't all ask at the same time.
 const MOVE_WITHIN_MS: i64 = 3_600_000;
@@ -34,7 +44,7 @@ impl Life {
 
     /// When to renew, milliseconds UTC. `chance` in [0, 1): so that what was issued together isn't renewed together.
     pub fn renew_ms(self, chance: f64) -> i64 {
-        self.issued_ms.saturating_add((self.length_ms() as f64 * (0.4 + 0.2 * chance)) as i64)
+        self.issued_ms.saturating_add((self.length_ms() as f64 * (RENEW_FROM + RENEW_WITHIN * chance)) as i64)
     }
 
     /// When to renew because another CA issues by now, milliseconds UTC. `chance` in [0, 1).
@@ -50,7 +60,22 @@ impl Life {
 
     /// How often to look whether it is time, at least.
     pub fn check_every(self) -> Duration {
-        (Duration::from_millis(self.length_ms().unsigned_abs()) / CHECKS).clamp(Duration::from_millis(100), CHECK_EVERY_MAX)
+        (Duration::from_millis(self.length_ms().unsigned_abs()) / CHECKS).clamp(CHECK_EVERY_MIN, CHECK_EVERY_MAX)
+    }
+
+    /// When to ask again after so many failures in a row: as often as one looks, so that a certificate which lives is renewed in time; ever more
+    /// seldom once it has ended.
+    pub fn retry_after(self, failures: u32, now_ms: i64) -> Duration {
+        let doublings = if now_ms > self.end_ms { failures.saturating_sub(1).min(DOUBLINGS_MAX) } else { 0 };
+        (self.check_every() * 2u32.pow(doublings)).min(CHECK_EVERY_MAX)
+    }
+
+    /// Whether the certificate, which came at `came`, is old enough to be replaced. By the clock that says more: the wall clock may be set, and
+    /// the boot clock stands still where a virtual machine does. A wall clock that stands far ahead finds every new certificate old.
+    pub fn has_rested(self, came: Reading, now: Reading) -> bool {
+        let by_wall_ms = now.wall_ms.saturating_sub(came.wall_ms).max(0).unsigned_abs();
+        let by_boot_ms = now.boot_ms.saturating_sub(came.boot_ms);
+        by_wall_ms.max(by_boot_ms) >= (self.length_ms() as f64 * RENEW_FROM) as u64
     }
 }
 
@@ -105,7 +130,30 @@ mod tests {
     #[test]
     fn one_that_lives_no_time_is_renewed_at_once_and_does_not_spin() {
         let life = Life::of(5_000, 5_000);
-        assert_eq!((life.renew_ms(0.7), life.check_every()), (5_000, Duration::from_millis(100)));
+        assert_eq!((life.renew_ms(0.7), life.check_every()), (5_000, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn who_fails_asks_on_while_the_certificate_lives_and_ever_more_seldom_once_it_has_ended() {
+        let seconds = |life: Life, now_ms| [1, 2, 3, 6, 7, 8, u32::MAX].map(|failures| life.retry_after(failures, now_ms).as_secs());
+        let short = Life::of(1_000_000 - BACKDATED_MS, 1_020_000);
+        assert_eq!(seconds(short, 1_020_000), [1; 7]);
+        assert_eq!(seconds(short, 1_020_001), [1, 2, 4, 32, 60, 60, 60]);
+        assert_eq!(seconds(Life::of(5_000, 5_000), 6_000), [1, 2, 4, 32, 60, 60, 60]);
+        let usual = Life::of(-BACKDATED_MS, 30 * DAY_MS);
+        assert_eq!((seconds(usual, 0), seconds(usual, 31 * DAY_MS)), ([60; 7], [60; 7]));
+    }
+
+    #[test]
+    fn a_new_certificate_rests_by_whichever_clock_has_gone_on() {
+        let life = Life::of(-BACKDATED_MS, 30 * DAY_MS);
+        let at = |wall_days: i64, boot_days: u64| Reading { wall_ms: wall_days * DAY_MS, boot_ms: boot_days * 86_400_000 };
+        let came = at(40, 100);
+        for (wall_days, boot_days, has_rested) in
+            [(40, 100, false), (51, 111, false), (52, 100, true), (40, 112, true), (2, 101, false), (2, 112, true)]
+        {
+            assert_eq!(life.has_rested(came, at(wall_days, boot_days)), has_rested, "{wall_days} {boot_days}");
+        }
     }
 
     #[test]
