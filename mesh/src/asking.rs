@@ -335,3 +335,142 @@ fn refused(refusal: Refusal) -> anyhow::Error {
 
 #[cfg(test)]
 mod patience;
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use muster_certs::{Identity, Issuer, Requested, Role, SystemTime};
+    use tokio::{task::JoinHandle, time::Instant};
+
+    use super::*;
+    use crate::{
+        clock::{ManualClock, SystemClock},
+        door::Issued,
+        ids::BootId,
+    };
+
+    const NAME: &str = "site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617";
+    const DAY_MS: i64 = 86_400_000;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wake_is_a_look_before_the_next_one_is_due() {
+        let agent = Agent::of(30 * DAY_MS, Silence::default());
+        sleep(SECOND).await;
+        assert_eq!(agent.asked().len(), 0, "it isn't due");
+        agent.clock.advance(20 * DAY_MS as u64);
+        sleep(SECOND).await;
+        assert_eq!(agent.asked().len(), 0, "nobody looks");
+        agent.wake.notify_waiters();
+        sleep(SECOND).await;
+        assert_eq!(agent.asked().len(), 1);
+        agent.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wake_while_the_hub_is_asked_is_not_missed() {
+        let wake = Arc::new(Notify::new());
+        let agent = Agent::of(30 * DAY_MS, Silence { woken_by_the_first: Some(wake.clone()), ..Silence::default() });
+        sleep(SECOND).await;
+        agent.clock.advance(20 * DAY_MS as u64);
+        agent.wake.notify_waiters();
+        sleep(SECOND).await;
+        assert_eq!(agent.asked().len(), 2);
+        agent.stop().await;
+    }
+
+    /// Every min(60 s, a twentieth of its life), or up to twice as often.
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_is_looked_at_as_often_as_its_life_asks_for() {
+        for (life_ms, every) in [(30 * DAY_MS, 60 * SECOND), (20_000, SECOND)] {
+            let agent = Agent::of(life_ms, Silence::default());
+            agent.clock.advance(life_ms as u64);
+            sleep(every * 20).await;
+            let asked = agent.stop().await;
+            let waits: Vec<Duration> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(waits.len() >= 18, "{waits:?}");
+            // A timer goes by whole milliseconds.
+            let usual = every / 2..=every + Duration::from_millis(1);
+            assert!(waits.iter().all(|wait| usual.contains(wait)), "a life of {life_ms} ms: {waits:?}");
+        }
+    }
+
+    // --- an agent whose hub never answers ---
+
+    struct Agent {
+        clock: ManualClock,
+        wake: Arc<Notify>,
+        asked: Arc<Mutex<Vec<Instant>>>,
+        stop: CancellationToken,
+        running: JoinHandle<()>,
+        _folder: tempfile::TempDir,
+    }
+
+    /// When it was asked.
+    #[derive(Default)]
+    struct Silence {
+        asked: Arc<Mutex<Vec<Instant>>>,
+        /// Told while the first is under way.
+        woken_by_the_first: Option<Arc<Notify>>,
+    }
+
+    impl Way for Silence {
+        async fn ask(&self, _ask: Vec<u8>) -> Result<Vec<u8>, String> {
+            let mut asked = self.asked.lock().unwrap();
+            if let Some(wake) = self.woken_by_the_first.as_ref().filter(|_| asked.is_empty()) {
+                wake.notify_waiters();
+            }
+            asked.push(Instant::now());
+            Err("nobody is there".to_owned())
+        }
+    }
+
+    impl Agent {
+        /// One whose certificate was issued just now.
+        fn of(life_ms: i64, way: Silence) -> Agent {
+            let (folder, now) = (tempfile::tempdir().unwrap(), SystemClock::new().now());
+            let (root, issuer) = Issuer::in_memory("test.internal", now.wall_ms).unwrap();
+            let home = Home::of(folder.path());
+            let request = home.request().unwrap();
+            let identity = Identity::new("test.internal", NAME.parse().unwrap()).unwrap();
+            let chain = issuer.issue_for(&identity, &Requested::read(&request.request).unwrap(), life_ms, now.wall_ms).unwrap();
+            let issued = Issued {
+                name: NAME.to_owned(),
+                chain: chain.pem,
+                roots: root.pem().to_owned(),
+                join_state: 1,
+                standing: Standing::Approved,
+                dial: Vec::new(),
+                seal: [7; 32],
+            };
+            let member = home.joined(&issued, &request, Role::Agent, None, Arc::new(SystemTime)).unwrap();
+            let keys = member.keys(Arc::new(SystemTime)).unwrap();
+            let clock = ManualClock::new(now, BootId([1; 16]));
+            let (asked, stop) = (way.asked.clone(), CancellationToken::new());
+            let wake = way.woken_by_the_first.clone().unwrap_or_default();
+            let renewing = Renewing {
+                home,
+                papers: Arc::new(Papers::in_memory(keys.clone())),
+                keys,
+                clock: Arc::new(clock.clone()),
+                way,
+                wake: wake.clone(),
+                version: "0.1.0",
+                membership: watch::channel(Membership::of(&member)).0,
+            };
+            let running = tokio::spawn(renewing.run(stop.clone()));
+            Agent { clock, wake, asked, stop, running, _folder: folder }
+        }
+
+        fn asked(&self) -> Vec<Instant> {
+            self.asked.lock().unwrap().clone()
+        }
+
+        async fn stop(self) -> Vec<Instant> {
+            let asked = self.asked();
+            self.stop.cancel();
+            self.running.await.unwrap();
+            asked
+        }
+    }
+}

@@ -133,6 +133,17 @@ mod tests {
         assert!(SealKey::from_bytes(&stored[..40]).is_none() && SealKey::from_bytes(&[]).is_none());
     }
 
+    /// RFC 9180 has no vector of this suite. This one was computed by the RFC alone, beside this library, with the ephemeral key of its A.1.1.
+    #[test]
+    fn a_text_that_was_sealed_by_the_suite_of_this_file_opens() {
+        let stored = "07a37cbc142093c8b755dc1b10e86cb426374ad16aa853ed0bdfc0b2b86d1c7c\
+                      0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20";
+        let sealed = "37fda3567bdbd628e88668c3c8d7e97d1d1253b6d4ea6d44c150f741f1bf4431\
+                      1f138950e5175ccce2a23dece54f17a5b218f0e1b84a43ef0a14a22681bf03a368a2f53a12f07a553619";
+        let key = SealKey::from_bytes(&bytes(stored)).unwrap();
+        assert_eq!(key.open(b"muster-door-1", &bytes(sealed)).unwrap(), b"what only the hub may read");
+    }
+
     /// RFC 9180, A.1.1 and A.2.1: base mode with X25519 and HKDF-SHA256, first encryption; the RFC has none with AES-256-GCM and X25519.
     #[test]
     fn the_librarys_hpke_opens_the_vectors_of_rfc_9180() {

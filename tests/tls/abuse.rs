@@ -14,11 +14,11 @@ use tokio::time::{sleep, timeout};
 
 use crate::{mesh::*, strangers::*};
 
-fn device(name: &Name) -> DeviceId {
+pub fn device(name: &Name) -> DeviceId {
     DeviceId(name.device().unwrap())
 }
 
-fn envelope(device: DeviceId, seq: u64) -> Envelope {
+pub fn envelope(device: DeviceId, seq: u64) -> Envelope {
     let heartbeat = Heartbeat { state: State::Active, battery: None, version: "0.1.0".to_owned() };
     let version = Version { epoch: 1, n: 1 };
     Batch {
@@ -51,7 +51,7 @@ pub fn padded(seq: u64, body: usize) -> bytes::Bytes {
 }
 
 impl Mesh {
-    async fn visit(&self, agent: &Name) -> Visit {
+    pub async fn visit(&self, agent: &Name) -> Visit {
         let config = quic_client(client(Some(&self.ca.good(agent)), AGENT_ALPN));
         timeout(SOON, Visit::open(self.relay.agents_address(), config, now_ms() as u64)).await.unwrap().unwrap()
     }

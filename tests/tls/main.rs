@@ -11,6 +11,7 @@
 //! | `servers` | whom an agent and a relay refuse |
 //! | `sessions` | TLS 1.2, ALPN, resumption, early data |
 //! | `abuse` | what a client with a good certificate may try |
+//! | `running` | what a relay and an agent do while they run: a door or none, and certificates that change in their files |
 //! | `path` | a network that loses packets, and one that hides its diallers |
 #![allow(clippy::unwrap_used)]
 
@@ -18,6 +19,7 @@ mod abuse;
 mod clients;
 mod mesh;
 mod path;
+mod running;
 mod servers;
 mod sessions;
 mod strangers;

@@ -21,7 +21,10 @@ use muster_mesh::{
     config::Bytes,
     quic::Tuning,
 };
-use muster_relay::{config as relay_config, run::Relay};
+use muster_relay::{
+    config::{self as relay_config, DoorConfig},
+    run::Relay,
+};
 
 pub const DOMAIN: &str = "muster.test";
 /// A guest of the relay's site.
@@ -43,10 +46,24 @@ impl Mesh {
     }
 
     pub async fn with(network: Tuning) -> Mesh {
+        Mesh::of(network, None).await
+    }
+
+    /// Its relay hears those without a certificate, too.
+    pub async fn with_a_door() -> Mesh {
+        Mesh::of(Tuning::default(), Some(DoorConfig { listen: anywhere() })).await
+    }
+
+    async fn of(network: Tuning, door: Option<DoorConfig>) -> Mesh {
         let (folder, ca) = (tempfile::tempdir().unwrap(), Authority::new());
         let hub = running::start(hub_config(folder.path(), &ca), false).await.unwrap();
-        let relay = Relay::start(&relay_config(folder.path(), &ca, hub.mesh, network)).await.unwrap();
+        let relay = Relay::start(&relay_config(folder.path(), &ca, hub.mesh, network, door)).await.unwrap();
         Mesh { ca, relay, hub, devices: AtomicU8::new(1), folder }
+    }
+
+    /// Puts this into the files of the running relay's certificate.
+    pub fn put_relays(&self, signed: &Signed) {
+        write_pair(self.folder.path(), "relay", signed);
     }
 
     /// An agent of the relay's site that nobody has seen yet.
@@ -105,7 +122,7 @@ fn store_url(folder: &Path) -> String {
     format!("sqlite://{}", folder.join("muster.db").display())
 }
 
-fn relay_config(folder: &Path, ca: &Authority, hub: SocketAddr, network: Tuning) -> relay_config::Config {
+fn relay_config(folder: &Path, ca: &Authority, hub: SocketAddr, network: Tuning, door: Option<DoorConfig>) -> relay_config::Config {
     use relay_config::{AgentsConfig, BufferConfig, Config, HubConfig, StatusConfig};
     let at = |name: &str| folder.join(name);
     ca.write(folder, "relay", &ca.good(&relay_name()));
@@ -120,13 +137,13 @@ fn relay_config(folder: &Path, ca: &Authority, hub: SocketAddr, network: Tuning)
             network,
         },
         buffer: BufferConfig { budget: Bytes(64 << 20), pictures_budget: Bytes(64 << 20) },
-        door: None,
+        door,
         hub: HubConfig { address: Some(hub.to_string()), id: Some(hub_name().to_string()), interval_s: 5 },
         status: StatusConfig { listen: anywhere() },
     }
 }
 
-fn anywhere() -> SocketAddr {
+pub fn anywhere() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
@@ -157,11 +174,15 @@ impl Authority {
         Keys::from_pem(&signed.pem, &signed.key_pem, self.root.pem(), name.role(), Arc::new(SystemTime)).unwrap()
     }
 
-    fn write(&self, folder: &Path, name: &str, signed: &Signed) {
-        files::write_secret(&folder.join(name).with_extension("key"), signed.key_pem.as_bytes()).unwrap();
-        files::write_public(&folder.join(name).with_extension("pem"), signed.pem.as_bytes()).unwrap();
+    pub fn write(&self, folder: &Path, name: &str, signed: &Signed) {
+        write_pair(folder, name, signed);
         files::write_public(&folder.join("roots.pem"), self.root.pem().as_bytes()).unwrap();
     }
+}
+
+fn write_pair(folder: &Path, name: &str, signed: &Signed) {
+    files::write_secret(&folder.join(name).with_extension("key"), signed.key_pem.as_bytes()).unwrap();
+    files::write_public(&folder.join(name).with_extension("pem"), signed.pem.as_bytes()).unwrap();
 }
 
 pub fn identity(name: &Name) -> Identity {

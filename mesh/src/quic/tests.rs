@@ -1,6 +1,11 @@
 //! Async: both ends over real loopback sockets and real mutual TLS.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use muster_certs::{Identity, Issuer, LeafParams, Root, SystemTime};
@@ -10,6 +15,7 @@ use super::*;
 use crate::{
     batch::{FLAG_TEST_MODE, FrameError, HEADER_BYTES, Header, frame},
     clock::{Clock, SystemClock},
+    door::DOOR_ALPN,
     ids::{SpoolId, Version},
     message::MessageError,
 };
@@ -558,10 +564,78 @@ async fn a_stranger_asks_at_a_door_and_is_answered() {
 async fn a_question_that_is_too_long_is_not_heard() {
     let branch = Branch::new();
     let keys = branch.keys(relay_name("oslo-1"));
-    let (address, door) = echoing(&keys);
-    let long = vec![7; limits::DOOR_BYTES_MAX + 1];
-    let asked = ask_at_door(&Kernel, &address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), &long).await;
+    let (address, heard, door) = measuring(&keys);
+    let trusted = trusted(&keys);
+    let name = relay_name("oslo-1");
+    let ask = async |bytes: usize| ask_at_door(&Kernel, &address, &trusted, &name, Arc::new(SystemTime), &vec![7; bytes]).await;
+    // Its answers are short: only the question can be too long.
+    assert_eq!(ask(limits::DOOR_BYTES_MAX).await.unwrap(), limits::DOOR_BYTES_MAX.to_string().as_bytes());
+    let asked = ask(limits::DOOR_BYTES_MAX + 1).await;
     assert!(asked.is_err(), "{asked:?}");
+    assert_eq!(ask(3).await.unwrap(), b"3");
+    assert_eq!(*heard.lock().unwrap(), [limits::DOOR_BYTES_MAX, 3]);
+    door.abort();
+}
+
+#[tokio::test]
+async fn a_stranger_is_heard_on_one_stream() {
+    let branch = Branch::new();
+    let keys = branch.keys(relay_name("oslo-1"));
+    let (address, heard, door) = measuring(&keys);
+    let (_socket, stranger) = stranger(&address, &keys).await;
+    let (mut asking, mut answered) = stranger.open_bi().await.unwrap();
+    asking.write_all(b"first").await.unwrap();
+    assert!(timeout(Duration::from_millis(100), stranger.open_bi()).await.is_err(), "a second stream beside the first");
+    assert!(timeout(Duration::from_millis(100), stranger.open_uni()).await.is_err(), "a stream of one way");
+    asking.finish().unwrap();
+    assert_eq!(answered.read_to_end(10).await.unwrap(), b"5");
+    // Nor behind it. From here on time passes only while nobody works.
+    tokio::time::pause();
+    let second = async {
+        let (mut asking, mut answered) = stranger.open_bi().await.ok()?;
+        asking.write_all(b"second").await.ok()?;
+        asking.finish().ok()?;
+        answered.read_to_end(10).await.ok()
+    };
+    assert_eq!(timeout(limits::DOOR_TIMEOUT * 10, second).await.unwrap(), None);
+    assert_eq!(*heard.lock().unwrap(), [5]);
+    door.abort();
+}
+
+#[tokio::test]
+async fn a_stranger_who_stays_is_sent_away_by_the_door() {
+    let branch = Branch::new();
+    let keys = branch.keys(relay_name("oslo-1"));
+    let (address, heard, door) = measuring(&keys);
+    let sent_away = async |stranger: &quinn::Connection| {
+        // From here on time passes only while nobody works, and the stranger shows every second that it is there.
+        tokio::time::pause();
+        let ended = timeout(limits::DOOR_TIMEOUT * 10, stranger.closed()).await;
+        tokio::time::resume();
+        match ended {
+            Ok(quinn::ConnectionError::ApplicationClosed(close)) => CloseCode::from_u64(close.error_code.into_inner()),
+            other => panic!("it wasn't the door: {other:?}"),
+        }
+    };
+    // Without a stream.
+    let (_socket, silent) = stranger(&address, &keys).await;
+    assert_eq!(sent_away(&silent).await, None);
+    // With half a question.
+    let (_socket, slow) = stranger(&address, &keys).await;
+    let (mut asking, _answered) = slow.open_bi().await.unwrap();
+    asking.write_all(b"who").await.unwrap();
+    assert_eq!(sent_away(&slow).await, None);
+    // With an answer.
+    let (_socket, lingering) = stranger(&address, &keys).await;
+    let (mut asking, mut answered) = lingering.open_bi().await.unwrap();
+    asking.write_all(b"who are you").await.unwrap();
+    asking.finish().unwrap();
+    assert_eq!(answered.read_to_end(10).await.unwrap(), b"11");
+    assert_eq!(sent_away(&lingering).await, Some(CloseCode::Leaving));
+    // This door lets one in after the other: none of them holds the place any more.
+    let answer = ask_at_door(&Kernel, &address, &trusted(&keys), &relay_name("oslo-1"), Arc::new(SystemTime), b"again").await;
+    assert_eq!(answer.unwrap(), b"5");
+    assert_eq!(*heard.lock().unwrap(), [11, 5]);
     door.abort();
 }
 
@@ -580,17 +654,45 @@ async fn an_agents_listener_is_no_door_and_a_door_is_no_listener_for_agents() {
 
 /// A door that says back what it was asked, and by whom.
 fn echoing(keys: &Arc<Keys>) -> (String, JoinHandle<()>) {
+    answering(keys, |ask, from| format!("{}, from {from}", String::from_utf8_lossy(ask)))
+}
+
+/// A door that says only how long each question was, and notes it.
+fn measuring(keys: &Arc<Keys>) -> (String, Arc<Mutex<Vec<usize>>>, JoinHandle<()>) {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let noted = heard.clone();
+    let (address, door) = answering(keys, move |ask, _| {
+        noted.lock().unwrap().push(ask.len());
+        ask.len().to_string()
+    });
+    (address, heard, door)
+}
+
+/// One after the other.
+fn answering(keys: &Arc<Keys>, answer: impl Fn(&[u8], IpAddr) -> String + Send + 'static) -> (String, JoinHandle<()>) {
     let door = DoorServer::bind("127.0.0.1:0".parse().unwrap(), keys).unwrap();
     let address = door.address().to_string();
     let serving = tokio::spawn(async move {
         while let Some(knock) = door.knocked().await {
             let from = knock.address().ip();
             let Some(question) = knock.question().await else { continue };
-            let answer = format!("{}, from {from}", String::from_utf8_lossy(&question.ask));
+            let answer = answer(&question.ask, from);
             question.answer(answer.as_bytes()).await;
         }
     });
     (address, serving)
+}
+
+/// Somebody who keeps the connection alive and does what a test wants.
+async fn stranger(address: &str, keys: &Keys) -> (Endpoint, quinn::Connection) {
+    let tls = muster_certs::stranger_config(&trusted(keys), &relay_name("oslo-1"), Arc::new(SystemTime), &[DOOR_ALPN]).unwrap();
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let mut transport = TransportConfig::default();
+    transport.keep_alive_interval(Some(Duration::from_secs(1)));
+    config.transport_config(Arc::new(transport));
+    let socket = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connection = socket.connect_with(config, address.parse().unwrap(), DIALLED_NAME).unwrap().await.unwrap();
+    (socket, connection)
 }
 
 fn trusted(keys: &Keys) -> muster_certs::Trusted {
