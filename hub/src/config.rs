@@ -240,6 +240,15 @@ mod tests {
         assert!(misspelt.contains("testmode"), "{misspelt}");
     }
 
+    #[test]
+    fn each_kind_of_certificate_lives_as_long_as_was_given_for_it_or_as_usual() {
+        let lives = |agent_life_s, relay_life_s| SignerAt { ca: "ca".into(), agent_life_s, relay_life_s }.lives();
+        let (agent_ms, relay_ms) = (30 * 86_400_000, 14 * 86_400_000);
+        assert_eq!(lives(None, None), Lives { agent_ms, relay_ms });
+        assert_eq!(lives(Some(20), None), Lives { agent_ms: 20_000, relay_ms });
+        assert_eq!(lives(None, Some(20)), Lives { agent_ms, relay_ms: 20_000 });
+    }
+
     fn load(text: &str) -> Result<Config, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();

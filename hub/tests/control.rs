@@ -8,6 +8,7 @@ use muster_hub::{
     config::ControlFiles,
     control::{self, Control, ControlError, Own, Renews},
     laggards::GIVEN_MAX,
+    relays::{self, Place},
 };
 use muster_mesh::{
     control_key::{ControlKey, Controls, Unproven},
@@ -147,6 +148,37 @@ async fn a_hub_put_back_from_a_backup_lets_nobody_in_again() {
 }
 
 #[tokio::test]
+async fn a_hub_that_is_told_that_it_was_put_back_says_everything_under_versions_above_before_anybody_shows_it_more() {
+    each_store(async |mut world: World| {
+        lead(&world, "o1").await;
+        deny(&world, "site/oslo/relay/lost").await;
+        // Since the backup: each of them is said anew, and in the end there is what there was.
+        lead(&world, "o2").await;
+        lead(&world, "o1").await;
+        deny(&world, "site/oslo/relay/other").await;
+        let (_, chain) = ControlKey::issue(&mesh_of_one().issuer, 2, NOW).unwrap();
+        let mut writing = world.hub.store.write().await.unwrap();
+        writing.keep_control_key(2, &chain.pem, NOW).await.unwrap();
+        writing.commit().await.unwrap();
+        world.hub.control.look(NOW).await.unwrap();
+        set_retention(&world, "titles_days = 20").await;
+        std::fs::write(world.folder.path().join("policy.toml"), include_str!("policy.toml")).unwrap();
+        world.hub.policies.look(NOW).await.unwrap();
+        let first = Version { epoch: 1, n: 1 };
+        let given_out = newest(&mut world).await;
+        assert!(given_out.iter().all(|version| *version > first), "{given_out:?}");
+
+        world.meddle("DELETE FROM papers WHERE n > 1; DELETE FROM policies WHERE n > 1; DELETE FROM control_keys WHERE n = 2").await;
+        world.meddle("DELETE FROM denied WHERE name = 'site/oslo/relay/other'").await;
+        world.restart(true).await;
+        for ((kind, before), now) in KINDS.iter().zip(given_out).zip(newest(&mut world).await) {
+            assert!(now > before, "{kind:?}: {before}, then {now}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_hub_takes_a_new_epoch_only_on_sight_of_what_was_signed() {
     each_store(async |mut world: World| {
         let far = Version { epoch: 5, n: 40 };
@@ -234,6 +266,21 @@ async fn a_relay_that_is_given_the_list_with_each_answer_and_never_holds_it_is_t
 /// A hub's member that knows the root and nothing else.
 fn stranger() -> Controls {
     Controls::new(DOMAIN, &mesh_of_one().root)
+}
+
+const KINDS: [SignedKind; 4] = [SignedKind::Policy, SignedKind::Deny, SignedKind::Bundle, SignedKind::Relays];
+
+/// Of each kind, what a relay is given that holds nothing.
+async fn newest(world: &mut World) -> [Version; 4] {
+    let taken = world.post(&[]).await;
+    KINDS.map(|kind| Signed::read(&of_kind(&taken, kind).unwrap()).unwrap().version)
+}
+
+/// Says where the relay is.
+async fn lead(world: &World, address: &str) {
+    let place = Place { address: address.to_owned(), door: None };
+    relays::set(&world.hub.store, &RELAY.parse().unwrap(), place).await.unwrap();
+    world.hub.control.look(world.now_ms()).await.unwrap();
 }
 
 async fn deny(world: &World, name: &str) {

@@ -8,7 +8,9 @@ use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
-use muster_certs::{Ca, DIALLED_NAME, Keys, Name, Report, Role, SystemTime, Trusted, client_config, stranger_config};
+use muster_certs::{
+    Ca, DIALLED_NAME, DeviceKey, KeyRequest, Keys, Name, Report, Role, SystemTime, Trusted, client_config, join::JoinToken, stranger_config,
+};
 use muster_hub::{
     api::{
         self,
@@ -21,15 +23,19 @@ use muster_hub::{
     store::{Grant, MemberRow, Store, TokenRow},
 };
 use muster_mesh::{
+    asking::{Asking, Way},
     clock::{Clock, SystemClock},
     control_key::ControlKey,
-    door::{self, DOOR_CONTENT_TYPE, DOOR_PROTOCOL},
-    ids::Lane,
-    message::{Answer, PostHead, SYNC_CONTENT_TYPE, Signed, SignedKind},
+    door::{self, DOOR_CONTENT_TYPE, DOOR_PROTOCOL, Issued, Refusal, Said, Standing, Wish},
+    ids::{Lane, Version},
+    message::{Answer, PostHead, SIGNED_CONTENT_TYPE, SYNC_CONTENT_TYPE, Signed, SignedKind},
     record,
+    seal::SealTo,
 };
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use world::*;
 
 const PASSWORD: &str = "correct-horse";
@@ -85,8 +91,11 @@ impl House {
     fn dial(&self, name: &str, role: Role) -> reqwest::Client {
         let path = self.folder.path().join(name);
         let (certificate, key) = (path.with_extension("pem"), path.with_extension("key"));
-        let keys = Keys::load(&certificate, &key, &self.ca.roots_path(), role, Arc::new(SystemTime)).unwrap();
-        let tls = client_config(&keys, &Name::Hub { id: "hub-1".into() }, &[b"h2", b"http/1.1"]).unwrap();
+        self.dial_by(&Keys::load(&certificate, &key, &self.ca.roots_path(), role, Arc::new(SystemTime)).unwrap())
+    }
+
+    fn dial_by(&self, keys: &Arc<Keys>) -> reqwest::Client {
+        let tls = client_config(keys, &Name::Hub { id: "hub-1".into() }, &[b"h2", b"http/1.1"]).unwrap();
         reqwest::Client::builder().tls_backend_preconfigured(tls).resolve(DIALLED_NAME, self.running().mesh).build().unwrap()
     }
 
@@ -97,6 +106,32 @@ impl House {
 
     fn sync_url(&self, protocol: &str) -> String {
         format!("https://{DIALLED_NAME}:{}/sync/{protocol}", self.running().mesh.port())
+    }
+
+    /// A client with what the hub has issued to a relay.
+    fn member(&self, relay: &Newcomer, issued: &Issued) -> reqwest::Client {
+        let keys = Keys::from_pem(&issued.chain, &relay.request.key_pem, &issued.roots, Role::Relay, Arc::new(SystemTime)).unwrap();
+        self.dial_by(&keys)
+    }
+
+    /// As whoever has no certificate asks the hub.
+    fn door(&self) -> Knock {
+        let trusted = Trusted::of_roots("muster.test", self.ca.roots_pem()).unwrap();
+        Knock::at_door(self.running().door.unwrap(), &trusted, &Name::Hub { id: "hub-1".into() })
+    }
+
+    /// As a relay asks the hub, for itself or for an agent.
+    fn through(&self, relay: reqwest::Client) -> Knock {
+        Knock { client: relay, url: format!("https://{DIALLED_NAME}:{}/door/{DOOR_PROTOCOL}", self.running().mesh.port()) }
+    }
+
+    async fn admin(&self) -> Admin<'_> {
+        Admin { house: self, token: self.token().await }
+    }
+
+    /// As far as the hub's rows say.
+    async fn ends_all_certificates(&self) {
+        run_at(&self.config.store.url, "UPDATE certificates SET not_after_ms = 1").await;
     }
 
     async fn token(&self) -> String {
@@ -338,28 +373,14 @@ async fn wrong_passwords_and_unknown_names_sound_alike_and_make_one_wait() {
 async fn an_address_asks_ten_times_a_minute_at_the_door_over_one_connection_or_many() {
     // Whose minute ends when it is told to.
     let world = World::new().await;
-    let ca = Ca::init(&world.folder.path().join("door-ca"), "muster.test").unwrap();
-    let own = ca.issue_hub("hub-1").unwrap();
-    let keys = Arc::new(Keys::from_pem(&own.pem, &own.key_pem, ca.roots_pem(), Role::Hub, Arc::new(SystemTime)).unwrap());
-    let listener = serve::bind("127.0.0.1:0".parse().unwrap(), "door.listen").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let stop = tokio_util::sync::CancellationToken::new();
-    let door = serve::Door::strangers(&keys, Arc::new(world.clock.clone())).unwrap();
-    let serving = serve::spawn(listener, door, api::door(&world.hub), stop.clone());
-    let stranger = || {
-        let trusted = Trusted::of_roots("muster.test", ca.roots_pem()).unwrap();
-        let hub = Name::Hub { id: "hub-1".into() };
-        let tls = stranger_config(&trusted, &hub, Arc::new(SystemTime), &[b"h2", b"http/1.1"]).unwrap();
-        reqwest::Client::builder().tls_backend_preconfigured(tls).resolve(DIALLED_NAME, at).build().unwrap()
-    };
+    let door = OpenDoor::of(&world).await;
     // What can't be read is answered without anybody's key, and is an ask like any other.
     let ask = async |client: &reqwest::Client| {
-        let url = format!("https://{DIALLED_NAME}:{}/door/{DOOR_PROTOCOL}", at.port());
-        let answer = client.post(url).header("content-type", DOOR_CONTENT_TYPE).body("what?").send().await?;
+        let answer = client.post(door.url("/door/1")).header("content-type", DOOR_CONTENT_TYPE).body("what?").send().await?;
         assert_eq!((answer.status(), &answer.headers()["content-type"]), (StatusCode::OK, &DOOR_CONTENT_TYPE.parse().unwrap()));
         reqwest::Result::Ok(door::Answer::read(&answer.bytes().await?).unwrap())
     };
-    let (first, second) = (stranger(), stranger());
+    let (first, second) = (door.stranger(), door.stranger());
     for n in 1..=10 {
         assert_eq!(ask(&first).await.unwrap(), door::Answer::Unreadable, "ask {n}");
     }
@@ -370,12 +391,204 @@ async fn an_address_asks_ten_times_a_minute_at_the_door_over_one_connection_or_m
     // Connections have a bound of their own: the first two are of the minute before.
     let mut answered = 0;
     for _ in 0..11 {
-        answered += usize::from(ask(&stranger()).await.is_ok());
+        answered += usize::from(ask(&door.stranger()).await.is_ok());
     }
     assert_eq!(answered, 10);
-    stop.cancel();
     drop((first, second));
-    serving.await.unwrap();
+    door.close().await;
+}
+
+#[tokio::test]
+async fn at_the_door_there_is_nothing_but_the_door_and_whoever_looks_for_more_reaches_no_database() {
+    let world = World::new().await;
+    let door = OpenDoor::of(&world).await;
+    let stranger = door.stranger();
+    let relays = [("/sync/1", SYNC_CONTENT_TYPE), ("/signed/1", SIGNED_CONTENT_TYPE)].map(|(path, kind)| (Method::Post, path, kind));
+    let peoples = ROUTES.iter().map(|entry| (entry.method, entry.path, "application/json"));
+    let all: Vec<_> = relays.into_iter().chain(peoples).chain([(Method::Get, "/", "text/plain")]).collect();
+    world.hub.store.close().await;
+    assert!(!world.hub.store.is_up().await, "whoever asks it would be told to come again");
+    for (method, path, kind) in all {
+        // Everybody has ten asks a minute.
+        world.clock.advance(60_000);
+        let url = door.url(&path.replace(['{', '}'], ""));
+        let request = match method {
+            Method::Get => stranger.get(url),
+            Method::Post => stranger.post(url).header("content-type", kind).body("{}"),
+        };
+        let answer = request.send().await.unwrap();
+        assert_eq!(problem(answer).await, (StatusCode::NOT_FOUND, "urn:muster:problem:not-found".to_owned()), "{path}");
+    }
+    let knocks = stranger.post(door.url("/door/1")).header("content-type", DOOR_CONTENT_TYPE).body("what?").send().await.unwrap();
+    assert_eq!(knocks.status(), StatusCode::OK, "the door itself isn't there");
+    drop(stranger);
+    door.close().await;
+}
+
+#[tokio::test]
+async fn a_running_hub_has_that_door_and_no_other_where_nobody_needs_a_certificate() {
+    let house = House::new().await;
+    let Knock { client, url } = house.door();
+    for path in ["/sync/1", "/signed/1", "/api/v1/login"] {
+        let answer = client.post(url.replace("/door/1", path)).body("{}").send().await.unwrap();
+        assert_eq!(problem(answer).await, (StatusCode::NOT_FOUND, "urn:muster:problem:not-found".to_owned()), "{path}");
+    }
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn the_door_reads_sixteen_kibibytes_and_not_a_byte_more() {
+    let house = House::new().await;
+    let Knock { client, url } = house.door();
+    // Which reads as an ask, and opens with nobody's key.
+    let longest = door::Ask::Sealed(vec![7; 16 * 1_024 - 4]).bytes().unwrap();
+    assert_eq!(longest.len(), 16 * 1_024);
+    let longer = [&longest[..], &[7]].concat();
+    let in_pieces = |bytes: &[u8]| {
+        let pieces: Vec<_> = bytes.chunks(4 * 1_024).map(|piece| std::io::Result::Ok(piece.to_vec())).collect();
+        reqwest::Body::wrap_stream(futures_util::stream::iter(pieces))
+    };
+    let send = async |body: reqwest::Body| client.post(&url).header("content-type", DOOR_CONTENT_TYPE).body(body).send().await.unwrap();
+    for body in [longest.clone().into(), in_pieces(&longest)] {
+        let answer = send(body).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(door::Answer::read(&answer.bytes().await.unwrap()).unwrap(), door::Answer::Unreadable, "it isn't what it says");
+    }
+    for body in [longer.clone().into(), in_pieces(&longer)] {
+        assert_eq!(problem(send(body).await).await, (StatusCode::PAYLOAD_TOO_LARGE, "urn:muster:problem:too-large".to_owned()));
+    }
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_of_the_api_makes_relays_at_the_door_and_stands_in_the_list_until_it_is_ended() {
+    let house = House::new().await;
+    let admin = house.admin().await;
+    let relay = json!({ "id": "oslo-2", "address": "relay.oslo.example.org" });
+    let (made, token) = admin.makes_token(json!({ "site": "oslo", "relay": relay, "uses": 3 })).await;
+    let listed = async || admin.gets("/api/v1/tokens").await["tokens"].clone();
+    let shown = listed().await;
+    assert_eq!(shown.as_array().unwrap().len(), 1, "{shown}");
+    let mut wanted = json!({ "role": "relay", "site": "oslo", "relay": "oslo-2", "uses_left": 3, "made_by": "kari" });
+    (wanted["id"], wanted["ends"], wanted["made"]) = (made["id"].clone(), made["ends"].clone(), shown[0]["made"].clone());
+    assert_eq!(shown[0], wanted);
+    assert_eq!(made["id"], HEXLOWER.encode(&token.id));
+
+    // Whoever has the token knows from it alone where to go, and who must answer.
+    let (address, name) = token.doors().next().unwrap();
+    let door = Knock::at_door(address.parse().unwrap(), &token.trusted(), &name);
+    let newcomer = Newcomer::of(&token);
+    let issued = newcomer.is_issued(&door, enroll(&token)).await;
+    assert_eq!((&*issued.name, issued.join_state, issued.standing), ("site/oslo/relay/oslo-2", 1, Standing::Approved));
+    let posted = post(&house, &house.member(&newcomer, &issued), "1", &body(SystemClock::new().now().wall_ms, &[])).await;
+    assert_eq!(posted.status(), StatusCode::OK, "what it was given is good for nothing");
+    assert_eq!(listed().await[0]["uses_left"], 2);
+    assert_eq!(admin.standings().await, [("site/oslo/relay/oslo-2".to_owned(), "member".to_owned())]);
+
+    let path = format!("/api/v1/tokens/{}/end", made["id"].as_str().unwrap());
+    assert_eq!(admin.posts(&path, json!({})).await, json!({ "id": made["id"] }));
+    assert_eq!(listed().await, json!([]));
+    assert_eq!(Newcomer::of(&token).ask(&door, enroll(&token)).await, Said::Refused(Refusal::Token));
+    assert_eq!(newcomer.is_issued(&door, renewal(&issued)).await, issued, "who has joined stays");
+    assert_eq!(admin.standings().await.len(), 1);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn whom_the_api_approves_is_a_member_at_the_door_and_whom_it_denies_is_refused_there() {
+    let house = House::new().await;
+    let admin = house.admin().await;
+    admin.posts("/api/v1/relays/set", json!({ "relay": "site/oslo/relay/oslo-1", "address": "relay.oslo.example.org" })).await;
+    let (_, token) = admin.makes_token(json!({ "site": "oslo", "uses": 2 })).await;
+    // What follows takes the ten asks that an address has in a minute.
+    let (door, karis, lost) = (house.door(), Newcomer::of(&token), Newcomer::of(&token));
+    let (hers, losts) = (karis.is_issued(&door, enroll(&token)).await, lost.is_issued(&door, enroll(&token)).await);
+    assert_eq!([hers.standing, losts.standing], [Standing::Waiting; 2]);
+    let listed = async |hers_stands: &str, losts_stands: &str| {
+        let mut expected = [(hers.name.clone(), hers_stands.to_owned()), (losts.name.clone(), losts_stands.to_owned())];
+        expected.sort();
+        assert_eq!(admin.standings().await, expected);
+    };
+    listed("waits_for_approval", "waits_for_approval").await;
+
+    let approval = json!({ "member": hers.name, "owner": { "person": "kari", "name": "Kari N." } });
+    assert_eq!(admin.posts("/api/v1/members/approve", approval).await["standing"], "member");
+    listed("member", "waits_for_approval").await;
+    admin.posts("/api/v1/members/deny", json!({ "member": losts.name, "why": "lost on a train" })).await;
+    listed("member", "denied").await;
+    let device = hers.name.rsplit('/').next().unwrap();
+    let shown = admin.gets(&format!("/api/v1/devices/{device}")).await;
+    assert_eq!((&shown["person"], &shown["display"]), (&json!("kari"), &json!("Kari N.")));
+
+    assert_eq!(karis.is_issued(&door, renewal(&hers)).await.standing, Standing::Approved);
+    // Both sleep past the end of what they have.
+    house.ends_all_certificates().await;
+    let back = karis.with_new_request().is_issued(&door, renewal(&hers)).await;
+    assert_eq!((back.join_state, back.standing), (2, Standing::Approved));
+    assert_eq!(lost.with_new_request().ask(&door, renewal(&losts)).await, Said::Refused(Refusal::Denied));
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn whom_the_api_lets_come_back_a_third_time_comes_back_that_once() {
+    let house = House::new().await;
+    let admin = house.admin().await;
+    admin.posts("/api/v1/relays/set", json!({ "relay": "site/oslo/relay/oslo-1", "address": "relay.oslo.example.org" })).await;
+    let owner = json!({ "person": "kari", "name": "Kari N." });
+    let (_, token) = admin.makes_token(json!({ "site": "oslo", "owner": owner })).await;
+    // Nobody counts at the mesh port how often a relay asks for its agents.
+    let (way, mut kari) = (house.through(house.relay()), Newcomer::of(&token));
+    let mut issued = kari.is_issued(&way, enroll(&token)).await;
+    assert_eq!(issued.standing, Standing::Approved);
+    for _ in 0..2 {
+        house.ends_all_certificates().await;
+        kari = kari.with_new_request();
+        issued = kari.is_issued(&way, renewal(&issued)).await;
+    }
+    for join_state in [4, 5] {
+        house.ends_all_certificates().await;
+        kari = kari.with_new_request();
+        assert_eq!(kari.ask(&way, renewal(&issued)).await, Said::Waiting);
+        assert_eq!(admin.standings().await, [(issued.name.clone(), "waits_to_come_back".to_owned())]);
+        let approved = admin.posts("/api/v1/members/approve", json!({ "member": issued.name })).await;
+        assert_eq!(approved["standing"], "member");
+        issued = kari.is_issued(&way, renewal(&issued)).await;
+        assert_eq!(issued.join_state, join_state);
+        assert_eq!(admin.standings().await, [(issued.name.clone(), "member".to_owned())]);
+    }
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_that_is_put_back_takes_what_it_renewed_since_the_backup_and_renews_it_again() {
+    let mut house = House::new().await;
+    let relay = json!({ "id": "oslo-2", "address": "relay.oslo.example.org" });
+    let (_, token) = house.admin().await.makes_token(json!({ "site": "oslo", "relay": relay })).await;
+    let first_keys = Newcomer::of(&token);
+    let first = first_keys.is_issued(&house.door(), enroll(&token)).await;
+    let (database, backup) = (path(&house.folder, "muster.db"), path(&house.folder, "backup.db"));
+    run_at(&house.config.store.url, &format!("VACUUM INTO '{}'", backup.display())).await;
+
+    let relay = house.member(&first_keys, &first);
+    let since_keys = first_keys.with_new_request();
+    let since = since_keys.is_issued(&house.through(relay), renewal(&first)).await;
+    assert_ne!(since.chain, first.chain);
+    house.running.take().unwrap().drain().await;
+    std::fs::rename(&backup, &database).unwrap();
+    house.running = Some(running::start(house.config.clone(), true).await.unwrap());
+    let store = Store::open(&house.config.store.url).await.unwrap();
+    assert_eq!(store.last_certificates().await.unwrap()[0].chain, first.chain, "it knows of the renewal, so this shows nothing");
+    store.close().await;
+
+    let empty = body(SystemClock::new().now().wall_ms, &[]);
+    let relay = house.member(&since_keys, &since);
+    assert_eq!(post(&house, &relay, "1", &empty).await.status(), StatusCode::OK);
+    let again_keys = since_keys.with_new_request();
+    let again = again_keys.is_issued(&house.through(relay), renewal(&since)).await;
+    assert_eq!((&again.name, again.join_state, again.standing), (&first.name, 1, Standing::Approved));
+    assert!(again.chain != first.chain && again.chain != since.chain);
+    assert_eq!(post(&house, &house.member(&again_keys, &again), "1", &empty).await.status(), StatusCode::OK);
+    house.stop().await;
 }
 
 #[tokio::test]
@@ -681,4 +894,145 @@ async fn looks(house: &House) -> i64 {
     let token = house.token().await;
     let shown = reqwest::Client::new().get(house.url("/api/v1/looks?limit=1000")).bearer_auth(token).send().await.unwrap();
     shown.json::<Value>().await.unwrap()["looks"].as_array().unwrap().len() as i64
+}
+
+/// An answer's status, and what its problem is called if it is one.
+async fn problem(answer: reqwest::Response) -> (StatusCode, String) {
+    let status = answer.status();
+    let problem: Value = answer.json().await.unwrap_or_default();
+    (status, problem["type"].as_str().unwrap_or_default().to_owned())
+}
+
+/// The door of a world's hub, by the world's clock.
+struct OpenDoor {
+    ca: Ca,
+    at: SocketAddr,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl OpenDoor {
+    async fn of(world: &World) -> OpenDoor {
+        let ca = Ca::init(&world.folder.path().join("door-ca"), "muster.test").unwrap();
+        let own = ca.issue_hub("hub-1").unwrap();
+        let keys = Keys::from_pem(&own.pem, &own.key_pem, ca.roots_pem(), Role::Hub, Arc::new(SystemTime)).unwrap();
+        let listener = serve::bind("127.0.0.1:0".parse().unwrap(), "door.listen").await.unwrap();
+        let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let door = serve::Door::strangers(&keys, Arc::new(world.clock.clone())).unwrap();
+        let serving = serve::spawn(listener, door, api::door(&world.hub), stop.clone());
+        OpenDoor { ca, at, stop, serving }
+    }
+
+    fn stranger(&self) -> reqwest::Client {
+        let trusted = Trusted::of_roots("muster.test", self.ca.roots_pem()).unwrap();
+        Knock::at_door(self.at, &trusted, &Name::Hub { id: "hub-1".into() }).client
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("https://{DIALLED_NAME}:{}{path}", self.at.port())
+    }
+
+    async fn close(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap();
+    }
+}
+
+/// A way to the hub's word.
+struct Knock {
+    client: reqwest::Client,
+    url: String,
+}
+
+impl Knock {
+    /// Without a certificate.
+    fn at_door(at: SocketAddr, trusted: &Trusted, hub: &Name) -> Knock {
+        let tls = stranger_config(trusted, hub, Arc::new(SystemTime), &[b"h2", b"http/1.1"]).unwrap();
+        let client = reqwest::Client::builder().tls_backend_preconfigured(tls).resolve(DIALLED_NAME, at).build().unwrap();
+        Knock { client, url: format!("https://{DIALLED_NAME}:{}/door/{DOOR_PROTOCOL}", at.port()) }
+    }
+}
+
+impl Way for Knock {
+    async fn ask(&self, ask: Vec<u8>) -> Result<Vec<u8>, String> {
+        let asking = self.client.post(&self.url).header("content-type", DOOR_CONTENT_TYPE).body(ask);
+        let answer = asking.send().await.and_then(reqwest::Response::error_for_status).map_err(|error| error.to_string())?;
+        Ok(answer.bytes().await.map_err(|error| error.to_string())?.into())
+    }
+}
+
+/// Somebody with a join token, and the keys that never leave it.
+struct Newcomer {
+    device: DeviceKey,
+    request: KeyRequest,
+    seal: SealTo,
+}
+
+impl Newcomer {
+    fn of(token: &JoinToken) -> Newcomer {
+        Newcomer { device: DeviceKey::generate().unwrap(), request: KeyRequest::generate().unwrap(), seal: SealTo(token.seal) }
+    }
+
+    /// The same with a new key for its next certificate.
+    fn with_new_request(&self) -> Newcomer {
+        let device = DeviceKey::from_pem(self.device.to_pem()).unwrap();
+        Newcomer { device, request: KeyRequest::generate().unwrap(), seal: self.seal }
+    }
+
+    async fn ask(&self, way: &Knock, wish: Wish) -> Said {
+        let asking = Asking { device_key: &self.device, seal: &self.seal, version: "0.1.0", bundle: Version::default() };
+        asking.ask(way, wish, &self.request).await.unwrap()
+    }
+
+    async fn is_issued(&self, way: &Knock, wish: Wish) -> Issued {
+        match self.ask(way, wish).await {
+            Said::Issued(issued) => issued,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn enroll(token: &JoinToken) -> Wish {
+    Wish::Enroll { token: token.id, secret: token.secret }
+}
+
+fn renewal(issued: &Issued) -> Wish {
+    Wish::Renew { name: issued.name.clone(), join_state: issued.join_state }
+}
+
+/// Somebody who is signed in at the web port.
+struct Admin<'a> {
+    house: &'a House,
+    token: String,
+}
+
+impl Admin<'_> {
+    async fn gets(&self, path: &str) -> Value {
+        self.asks(reqwest::Client::new().get(self.house.url(path))).await
+    }
+
+    async fn posts(&self, path: &str, body: Value) -> Value {
+        self.asks(reqwest::Client::new().post(self.house.url(path)).json(&body)).await
+    }
+
+    async fn asks(&self, request: reqwest::RequestBuilder) -> Value {
+        let answer = request.bearer_auth(&self.token).send().await.unwrap();
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        assert_eq!(status, StatusCode::OK, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// What the API says of a new token, and the token.
+    async fn makes_token(&self, wanted: Value) -> (Value, JoinToken) {
+        let made = self.posts("/api/v1/tokens", wanted).await;
+        let token = made["token"].as_str().unwrap().parse().unwrap();
+        (made, token)
+    }
+
+    /// Each member's name and standing.
+    async fn standings(&self) -> Vec<(String, String)> {
+        let shown = self.gets("/api/v1/members").await;
+        let text = |member: &Value, field: &str| member[field].as_str().unwrap().to_owned();
+        shown["members"].as_array().unwrap().iter().map(|member| (text(member, "name"), text(member, "standing"))).collect()
+    }
 }

@@ -5,7 +5,7 @@ mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, check_leaf, files, pair::Pair};
+use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Leaf, Report, Role, SystemTime, check_leaf, files, pair::Pair};
 use muster_hub::{
     admission, asks,
     control::{Control, Own, Renews},
@@ -28,6 +28,7 @@ use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
 use world::*;
 
 const LIFE_MS: i64 = 30 * DAY_MS;
+const LIVES: Lives = Lives { agent_ms: LIFE_MS, relay_ms: LIFE_MS };
 
 #[tokio::test]
 async fn a_token_makes_a_device_of_a_person_once() {
@@ -50,6 +51,22 @@ async fn a_token_makes_a_device_of_a_person_once() {
         assert_eq!(office.enroll(&Device::new(), "t").await, Err(Refusal::Token));
         // The list of issued devices, which doesn't name it, doesn't take it from kari.
         assert!(!world.hub.store.set_listed(&[]).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_nobody_says_otherwise_a_computers_certificate_lives_thirty_days_and_a_relays_fourteen() {
+    each_store(async |world| {
+        let office = Office::with_lives(&world, Lives::default()).await;
+        let mut lives = Vec::new();
+        for role in ["agent", "relay"] {
+            office.token(role, role, None, 1).await;
+            let issued = office.enroll(&Device::new(), role).await.unwrap();
+            let chain = muster_certs::material::certificates("chain", &issued.chain, 4).unwrap();
+            lives.push((role, life(&muster_certs::read_leaf(&chain[0]).unwrap(), world.now_ms())));
+        }
+        assert_eq!(lives, [("agent", 30 * DAY_MS), ("relay", 14 * DAY_MS)]);
     })
     .await;
 }
@@ -210,6 +227,44 @@ async fn who_slept_past_the_end_comes_back_twice_alone_and_then_by_an_admins_wor
         let (_, all) = writing.issued_to(&issued.name, 0).await.unwrap();
         let (_, none) = writing.issued_to(&issued.name, world.now_ms()).await.unwrap();
         assert_eq!((all, none), (3, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_came_back_twice_alone_does_so_again_when_the_first_time_is_a_year_ago_and_not_a_moment_sooner() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        office.token("t", "agent", Some("kari"), 1).await;
+        let mut kari = Device::new();
+        let mut issued = office.enroll(&kari, "t").await.unwrap();
+        let mut recovered = Vec::new();
+        for _ in 0..2 {
+            world.clock.advance((LIFE_MS + DAY_MS) as u64);
+            kari = kari.with_new_request();
+            issued = office.renew(&kari, &issued).await.unwrap();
+            recovered.push(world.now_ms());
+        }
+        // What issues lives no longer than a year itself.
+        let mut ca = office.ca();
+        ca.start_issuing(&ca.root_folder()).unwrap();
+        ca.advance(None, false).unwrap();
+        office.signer.look().await.unwrap();
+        kari = kari.with_new_request();
+        let a_year_on_ms = recovered[0] + 365 * DAY_MS;
+        for (at_ms, when) in [
+            (world.now_ms() + LIFE_MS + DAY_MS, "a third time"),
+            (a_year_on_ms - DAY_MS, "a day before"),
+            (a_year_on_ms - 1, "just before"),
+        ] {
+            world.clock.advance((at_ms - world.now_ms()) as u64);
+            assert_eq!(office.said(&kari, renewal(&issued)).await, Said::Waiting, "{when}");
+        }
+        world.clock.advance(1);
+        let back = office.renew(&kari, &issued).await.unwrap();
+        assert_eq!(back.join_state, issued.join_state + 1);
+        let member = world.hub.store.member(&issued.name).await.unwrap().unwrap();
+        assert_eq!((member.waits_ms, member.allowed), (None, 0), "nobody had to approve it");
     })
     .await;
 }
@@ -637,6 +692,7 @@ async fn the_hub_that_issues_renews_its_own_certificate_where_it_lies() {
     world.clock.advance(46 * DAY_MS as u64);
     own.look(world.now_ms()).unwrap();
     assert_ne!(keys.leaf().serial, first);
+    assert_eq!(life(&keys.leaf(), world.now_ms()), 90 * DAY_MS);
     assert_eq!(at.open(&ca).unwrap().serial, keys.leaf().serial);
     // A crash between the two files: the pair doesn't fit, until the next look puts the certificate beside its key.
     std::fs::rename(&at.certificate, file("hub.pem.new")).unwrap();
@@ -724,6 +780,12 @@ async fn look(office: &Office, hub: &Led, world: &World) -> Bundle {
     Bundle::read(&world.hub.store.newest_paper(SignedKind::Bundle.as_u8()).await.unwrap().unwrap().body).unwrap()
 }
 
+/// How long a certificate lives that was issued now: it is valid for the ten minutes before that, too.
+fn life(leaf: &Leaf, now_ms: i64) -> i64 {
+    assert_eq!(leaf.not_before_ms, now_ms - 10 * 60 * 1_000);
+    leaf.not_after_ms - now_ms
+}
+
 fn roots(bundle: &Bundle) -> usize {
     bundle.roots.matches("BEGIN CERTIFICATE").count()
 }
@@ -739,16 +801,20 @@ impl Office {
     }
 
     async fn new(world: &World) -> Office {
+        Office::with_lives(world, LIVES).await
+    }
+
+    async fn with_lives(world: &World, lives: Lives) -> Office {
         let name = "site/oslo/relay/oslo-1".parse().unwrap();
         relays::set(&world.hub.store, &name, Place { address: "r:1".into(), door: Some("r:2".into()) }).await.unwrap();
         Ca::init_at(&world.folder.path().join("ca"), "muster.test", Arc::new(At(world.clock.clone()))).unwrap();
         let seal = SealKey::generate().unwrap().to_bytes();
-        Office { signer: Arc::new(signer(world, &seal)), store: world.hub.store.clone(), seal }
+        Office { signer: Arc::new(signer(world, &seal, lives)), store: world.hub.store.clone(), seal }
     }
 
     /// One more hub with the same keys.
     async fn another(&self, world: &World) -> Signer {
-        signer(world, &self.seal)
+        signer(world, &self.seal, LIVES)
     }
 
     /// A token of this name, for a day.
@@ -813,10 +879,9 @@ impl Office {
     }
 }
 
-fn signer(world: &World, seal: &[u8]) -> Signer {
+fn signer(world: &World, seal: &[u8], lives: Lives) -> Signer {
     let ca = Ca::open_at(&world.folder.path().join("ca"), Arc::new(At(world.clock.clone()))).unwrap();
     let hub = HubAt { name: "hub/hub-1".parse().unwrap(), address: "hub:8444".into(), door: "hub:8445".into() };
-    let lives = Lives { agent_ms: LIFE_MS, relay_ms: LIFE_MS };
     let clock: Arc<dyn Clock> = Arc::new(world.clock.clone());
     Signer::new(world.hub.store.clone(), clock, ca, SealKey::from_bytes(seal).unwrap(), lives, hub)
 }

@@ -170,7 +170,7 @@ async fn a_hub_that_is_put_back_to_yesterday_lets_nobody_in_who_was_denied_since
     let has_list = async |mesh: &Mesh| holds_list(mesh, &format!("site/{OSLO}/relay/{OSLO}-1")).await;
     mesh.until(&relay(OSLO), "the relay has said that it has the list", has_list).await.unwrap();
     let given_out = newest(&mesh).await;
-    assert!(given_out.iter().all(|(_, epoch, n)| (*epoch, *n) > (0, 0)) && given_out.len() == 3, "{given_out:?}");
+    assert!(given_out.iter().all(|(_, epoch, n)| (*epoch, *n) > (0, 0)) && given_out.len() == 4, "{given_out:?}");
     let before = stored(&mesh, &bob).await;
 
     mesh.kill(&Node::Hub);
@@ -206,7 +206,7 @@ async fn a_hub_that_is_put_back_to_yesterday_lets_nobody_in_who_was_denied_since
 async fn newest(mesh: &Mesh) -> Vec<(i64, i64, i64)> {
     let mut database = connected(mesh).await;
     let mut all = Vec::new();
-    for kind in [SignedKind::Policy, SignedKind::Deny, SignedKind::Bundle].map(|kind| i64::from(kind.as_u8())) {
+    for kind in [SignedKind::Policy, SignedKind::Deny, SignedKind::Bundle, SignedKind::Relays].map(|kind| i64::from(kind.as_u8())) {
         let from = if kind == i64::from(SignedKind::Policy.as_u8()) { "policies" } else { "papers WHERE kind = $1" };
         let select = format!("SELECT epoch, n FROM {from} ORDER BY epoch DESC, n DESC LIMIT 1");
         let query = sqlx::query(sqlx::AssertSqlSafe(select));
