@@ -194,7 +194,8 @@ async fn was_ever_ended(store: &Store, n: u32, public_key: &[u8]) -> Result<bool
     Ok(ended_keys(store).await?.iter().any(is_it))
 }
 
-fn leaf_of(chain: &str) -> Option<Leaf> {
+/// What the certificate of a control key says.
+pub(super) fn leaf_of(chain: &str) -> Option<Leaf> {
     let ders = certificates("certificate", chain, CHAIN_CERTIFICATES_MAX).ok()?;
     read_leaf(ders.first()?).ok()
 }
