@@ -9,7 +9,7 @@ use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, ch
 use muster_hub::{
     admission, asks,
     control::{Control, Own, Renews},
-    own_leaf::OwnLeaf,
+    own_leaf::{OwnLeaf, RETRY_MS},
     relays::{self, Place},
     report::report,
     signer::{HubAt, Lives, Signer, secret_digest},
@@ -581,6 +581,35 @@ async fn the_hub_that_issues_renews_its_own_certificate_where_it_lies() {
     files::write_public(&at.certificate, b"rubbish").unwrap();
     world.clock.advance(46 * DAY_MS as u64);
     assert!(own.look(world.now_ms()).unwrap_err().to_string().contains("hub.pem"));
+}
+
+#[tokio::test]
+async fn a_hub_that_cannot_write_where_its_certificate_lies_issues_nothing_and_says_so_every_few_minutes() {
+    let world = World::new().await;
+    let office = Office::new(&world).await;
+    let file = |name: &str| world.folder.path().join(name);
+    // No folder has room for a longer name, so nothing can be laid beside it.
+    let (ca, at) = (office.ca(), Pair { certificate: file(&"h".repeat(255)), key: file("hub.key") });
+    let issued = ca.issue_hub("hub-1").unwrap();
+    std::fs::write(&at.certificate, issued.pem.as_bytes()).unwrap();
+    files::write_secret(&at.key, issued.key_pem.as_bytes()).unwrap();
+    files::write_public(&file("roots.pem"), ca.roots_pem().as_bytes()).unwrap();
+    let keys = Keys::load(&at.certificate, &at.key, &file("roots.pem"), Role::Hub, Arc::new(At(world.clock.clone()))).unwrap();
+    let own = OwnLeaf::new(office.signer.clone(), keys.clone(), at, file("roots.pem"));
+    let listed = || std::fs::read_to_string(file("ca/certificates.jsonl")).unwrap().lines().count();
+    let before = listed();
+    world.clock.advance(46 * DAY_MS as u64);
+    for _ in 0..3 {
+        assert!(own.look(world.now_ms()).unwrap_err().to_string().contains("cannot write"));
+        for _ in 0..3 {
+            world.clock.advance(1_000);
+            own.look(world.now_ms()).unwrap();
+        }
+        world.clock.advance(RETRY_MS.unsigned_abs());
+    }
+    assert_eq!(listed(), before, "certificates are listed that lie nowhere");
+    assert!(!file("hub.key.new").exists());
+    assert_eq!(keys.leaf().not_after_ms, issued.not_after_ms, "what was in use stays");
 }
 
 #[tokio::test]
