@@ -542,7 +542,14 @@ impl World {
             denied: false,
         };
         let signer_key = Some(self.ca.state().issuer().key.clone());
-        Report { domain: DOMAIN.into(), at_ms: self.now_ms(), signer_key, keys: Vec::new(), members: nodes.iter().map(member).collect() }
+        Report {
+            domain: DOMAIN.into(),
+            at_ms: self.now_ms(),
+            signer_key,
+            keys: Vec::new(),
+            certificates: Vec::new(),
+            members: nodes.iter().map(member).collect(),
+        }
     }
 }
 

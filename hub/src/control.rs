@@ -33,7 +33,7 @@ mod own;
 
 use newest::{Above, Newest, Roots, vouched_for};
 use own::{CERTIFICATE, ended_keys, is_due, was_ended};
-pub use own::{Own, Renews, check, own_number, own_public};
+pub use own::{Own, Renews, check, own_life, own_number, own_public};
 
 /// What relays are expected to hold, and what metrics and logs call it.
 const LAGGING: [(SignedKind, &str); 3] = [(SignedKind::Deny, "deny"), (SignedKind::Bundle, "bundle"), (SignedKind::Relays, "relays")];

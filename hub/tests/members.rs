@@ -11,7 +11,7 @@ use muster_hub::{
     control::{Control, Own, Renews},
     own_leaf::{OwnLeaf, RETRY_MS},
     relays::{self, Place},
-    report::report,
+    report::{OfHub, report},
     signer::{HubAt, Lives, Signer, secret_digest},
     store::{Census, Grant, TokenRow, WaitingAsk},
 };
@@ -693,7 +693,7 @@ impl Office {
     }
 
     async fn report(&self, world: &World) -> Report {
-        report(&self.store, "muster.test", Vec::new(), world.now_ms()).await.unwrap()
+        report(&self.store, "muster.test", OfHub::default(), world.now_ms()).await.unwrap()
     }
 
     async fn new(world: &World) -> Office {
