@@ -77,6 +77,20 @@ pub struct Member {
     /// Whether it was denied: it counts no more.
     #[serde(default)]
     pub denied: bool,
+    /// Of one that was denied, those from before the last that haven't ended: who has such a key still has a certificate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<EarlierLeaf>,
+}
+
+/// A certificate that was issued to a member before its last one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierLeaf {
+    /// Which issuing CA: its key identifier, lower-case hex.
+    pub issuer_key: String,
+    /// Its serial number, lower-case hex.
+    pub serial: String,
+    /// Its end, milliseconds UTC.
+    pub not_after_ms: i64,
 }
 
 /// Why a report can't be used.
@@ -207,7 +221,8 @@ impl Report {
             if !seen.insert(member.name.as_str()) {
                 return Err(ReportError::Twice { number, name });
             }
-            if ![&member.issuer_key, &member.serial].into_iter().flatten().all(|text| is_hex(text)) {
+            let earlier = member.earlier.iter().flat_map(|leaf| [&leaf.issuer_key, &leaf.serial]);
+            if ![&member.issuer_key, &member.serial].into_iter().flatten().chain(earlier).all(|text| is_hex(text)) {
                 return Err(ReportError::Hex { number, name });
             }
             holders.push(Holder {
@@ -282,13 +297,15 @@ mod tests {
                 serial: Some("77".into()),
                 not_after_ms: Some(1_801_000_000_000),
                 last_seen_ms: Some(1_799_999_999_000),
-                denied: false,
+                denied: true,
+                earlier: vec![EarlierLeaf { issuer_key: "0a1b".into(), serial: "76".into(), not_after_ms: 1_800_500_000_000 }],
             }],
         };
         let golden = concat!(
             r#"{"domain":"test.internal","at_ms":1800000000000,"signer_key":"0c","keys":[{"what":"the hub's sealing key (seal.key)","key":"5e"}],"#,
             r#""certificates":[{"what":"the hub's web certificate (web.certificate)","not_after_ms":1802000000000,"renews_ms":null}],"#,
-            r#""members":[{"name":"site/oslo/relay/oslo-1","bundle_version":3,"issuer_key":"0a1b","serial":"77","not_after_ms":1801000000000,"last_seen_ms":1799999999000,"denied":false}]}"#
+            r#""members":[{"name":"site/oslo/relay/oslo-1","bundle_version":3,"issuer_key":"0a1b","serial":"77","not_after_ms":1801000000000,"last_seen_ms":1799999999000,"denied":true,"#,
+            r#""earlier":[{"issuer_key":"0a1b","serial":"76","not_after_ms":1800500000000}]}]}"#
         );
         assert_eq!(serde_json::to_string(&report).unwrap(), golden);
         assert_eq!(Report::read(golden, "test.internal").unwrap(), report);
@@ -298,7 +315,8 @@ mod tests {
     fn what_an_older_hub_leaves_out_and_a_newer_one_adds_reads_all_the_same() {
         let read = Report::read(&report(&member("site/oslo/relay/oslo-1")), "test.internal").unwrap();
         assert_eq!(read.holders().unwrap()[0].bundle, Some(2));
-        assert_eq!((read.members[0].serial.as_deref(), read.members[0].denied), (None, false));
+        let one = &read.members[0];
+        assert_eq!((one.serial.as_deref(), one.denied, one.earlier.len()), (None, false, 0));
         assert_eq!((read.signer_key, read.keys, read.certificates), (None, Vec::new(), Vec::new()));
     }
 
@@ -323,6 +341,8 @@ mod tests {
         assert!(matches!(Report::read(&report(&one), "other"), Err(ReportError::OtherDomain { .. })));
         assert!(matches!(Report::read(&report(&format!("{one},{one}")), "test.internal"), Err(ReportError::Twice { number: 2, .. })));
         let bad = one.replace("0a1b", "0A1B\\u001b");
+        assert!(matches!(Report::read(&report(&bad), "test.internal"), Err(ReportError::Hex { number: 1, .. })));
+        let bad = one.replace(r#""team":7"#, r#""denied":true,"earlier":[{"issuer_key":"0a","serial":"\u001b","not_after_ms":1}]"#);
         assert!(matches!(Report::read(&report(&bad), "test.internal"), Err(ReportError::Hex { number: 1, .. })));
         for (what, key) in [("seal", "0A"), ("seal", ""), ("", "0a"), ("\u{1b}[2J", "0a"), (&*"s".repeat(81), "0a")] {
             let keys = serde_json::json!([{"what": "the hub's sealing key (seal.key)", "key": "0a"}, {"what": what, "key": key}]);

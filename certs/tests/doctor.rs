@@ -291,6 +291,7 @@ impl World {
             not_after_ms: Some(node.not_after_ms),
             last_seen_ms: Some(node.issued_ms),
             denied: false,
+            earlier: Vec::new(),
         };
         Report {
             domain: DOMAIN.into(),

@@ -540,6 +540,7 @@ impl World {
             not_after_ms: Some(node.not_after_ms),
             last_seen_ms: Some(self.now_ms()),
             denied: false,
+            earlier: Vec::new(),
         };
         let signer_key = Some(self.ca.state().issuer().key.clone());
         Report {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
-use muster_certs::{Fingerprint, HubCertificate, HubKey, Member, Report};
+use muster_certs::{EarlierLeaf, Fingerprint, HubCertificate, HubKey, Member, Report};
 use muster_mesh::{
     complaint::Complaint,
     ids::Version,
@@ -40,6 +40,10 @@ pub async fn report(store: &Store, domain: &str, own: OfHub, now_ms: i64) -> Res
     };
     let certificates = store.last_certificates().await?;
     let certificates: HashMap<&str, &CertificateRow> = certificates.iter().map(|row| (row.name.as_str(), row)).collect();
+    let mut living: BTreeMap<String, Vec<EarlierLeaf>> = BTreeMap::new();
+    for (name, leaf) in store.living_of_denied(now_ms).await? {
+        living.entry(name).or_default().push(leaf);
+    }
     let mut members = Vec::new();
     let mut after = String::new();
     loop {
@@ -55,12 +59,18 @@ pub async fn report(store: &Store, domain: &str, own: OfHub, now_ms: i64) -> Res
                 not_after_ms: certificate.map(|row| row.not_after_ms),
                 last_seen_ms: certificate.map(|row| row.issued_ms),
                 denied: member.denied_ms.is_some(),
+                earlier: earlier(living.remove(&member.name), certificate),
                 name: member.name,
             }
         }));
     }
     let OfHub { keys, certificates } = own;
     Ok(Report { domain: domain.to_owned(), at_ms: now_ms, signer_key, keys, certificates, members })
+}
+
+/// Without the last one.
+fn earlier(living: Option<Vec<EarlierLeaf>>, last: Option<&&CertificateRow>) -> Vec<EarlierLeaf> {
+    living.into_iter().flatten().filter(|leaf| last.is_none_or(|last| last.serial != leaf.serial)).collect()
 }
 
 /// What a hub tells of itself.

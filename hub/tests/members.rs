@@ -5,7 +5,12 @@ mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, check_leaf, files, pair::Pair};
+use muster_certs::{
+    Ca, DeviceKey, KeyRequest, Keys, Report, Role, SystemTime, check_leaf, files,
+    material::{CHAIN_CERTIFICATES_MAX, certificates},
+    pair::Pair,
+    read_leaf,
+};
 use muster_hub::{
     admission, asks,
     control::{Control, Own, Renews},
@@ -610,6 +615,40 @@ async fn a_hub_that_cannot_write_where_its_certificate_lies_issues_nothing_and_s
     assert_eq!(listed(), before, "certificates are listed that lie nowhere");
     assert!(!file("hub.key.new").exists());
     assert_eq!(keys.leaf().not_after_ms, issued.not_after_ms, "what was in use stays");
+}
+
+#[tokio::test]
+async fn the_report_names_each_living_certificate_of_who_was_denied() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        let mut serials = Vec::new();
+        for person in ["kari", "ola"] {
+            office.token(person, "agent", Some(person), 1).await;
+            let device = Device::new();
+            let first = office.enroll(&device, person).await.unwrap();
+            world.clock.advance(1_000);
+            let second = office.renew(&device.with_new_request(), &first).await.unwrap();
+            let serial = |issued: &Issued| {
+                let chain = certificates("certificate", &issued.chain, CHAIN_CERTIFICATES_MAX).unwrap();
+                read_leaf(&chain[0]).unwrap().serial
+            };
+            serials.push((first.name.clone(), serial(&first), serial(&second)));
+            world.clock.advance(1_000);
+        }
+        let (kari, first, second) = &serials[0];
+        muster_hub::control::deny(&office.store, &kari.parse().unwrap(), world.now_ms(), "lost").await.unwrap();
+        let members = office.report(&world).await.members;
+        let told: Vec<(&str, Vec<&str>)> = members
+            .iter()
+            .map(|one| (&*one.name, one.earlier.iter().map(|leaf| &*leaf.serial).chain(one.serial.as_deref()).collect()))
+            .collect();
+        let mut expected = [(&**kari, vec![&**first, &**second]), (&*serials[1].0, vec![&*serials[1].2])];
+        expected.sort();
+        assert_eq!(told, expected);
+        world.clock.advance(LIFE_MS as u64 + 1_000);
+        assert!(office.report(&world).await.members.iter().all(|one| one.earlier.is_empty()), "what has ended needs no list");
+    })
+    .await;
 }
 
 #[tokio::test]
