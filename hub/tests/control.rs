@@ -3,10 +3,13 @@
 
 mod world;
 
-use muster_certs::{Denied, Identity, KeyRequest, Keys, Name, Role, SystemTime, When, files, issue_control};
+use muster_certs::{
+    Denied, Identity, Issued, KeyRequest, Keys, Name, Role, SystemTime, When, files, issue_control, issued, issuer::leaf_life_ms,
+};
 use muster_hub::{
     config::ControlFiles,
     control::{self, Control, ControlError, Own, Renews},
+    issued::Listed,
     laggards::GIVEN_MAX,
     store::StoredPaper,
 };
@@ -261,6 +264,34 @@ async fn what_a_relay_took_of_a_denied_device_after_it_was_told_is_refused_and_w
         assert_eq!(verdicts(&post(&mut world, 4, NOW + 400, Some(version)).await), (1, 0));
         assert_eq!(world.one("SELECT COUNT(*) FROM batches").await, 3);
         assert_eq!(world.hub.store.held_versions(SignedKind::Deny.as_u8()).await.unwrap(), [(RELAY.to_owned(), version)]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_comes_of_a_denied_device_is_kept_once_it_was_given_another_certificate_by_files() {
+    each_store(async |mut world: World| {
+        deny(&world, &format!("site/oslo/agent/{}", device(1))).await;
+        let version = Signed::read(&of_kind(&world.post(&[]).await, SignedKind::Deny).unwrap()).unwrap().version;
+        let path = world.folder.path().join("issued.jsonl");
+        let line = |issued_ms: i64| Issued {
+            device: device(1).0,
+            site: "oslo".into(),
+            person: "kari".into(),
+            name: "Kari".into(),
+            not_after_ms: issued_ms + leaf_life_ms(Role::Agent),
+        };
+        issued::append(&path, &[line(NOW - 1)]).unwrap();
+        let mut listed = Listed::open(world.hub.store.clone(), world.hub.ingest.issued.clone(), path.clone()).await.unwrap();
+        assert_eq!(verdicts(&post(&mut world, 1, NOW + 500, Some(version)).await), (1, 0));
+        assert_eq!(verdicts(&post(&mut world, 2, NOW + 501, Some(version)).await), (0, 1), "its certificate is from before its denial");
+        issued::append(&path, &[line(NOW + 1_000)]).unwrap();
+        listed.look().await.unwrap();
+        assert_eq!(
+            verdicts(&post(&mut world, 3, NOW + 501, Some(version)).await),
+            (1, 0),
+            "its relay lets it in, and the hub throws it away"
+        );
     })
     .await;
 }
