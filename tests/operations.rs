@@ -148,6 +148,20 @@ fn the_units_state_folders_and_users_are_those_of_the_examples() {
     }
 }
 
+/// The hub with the issuing key renews its own pair and writes the CA's lists; its unit lets it write below its state folder alone.
+#[test]
+fn what_a_hub_writes_lies_where_its_unit_lets_it_write() {
+    assert!(read("ops/systemd/muster-hub.service").lines().any(|line| line == "ProtectSystem=strict"));
+    let example: toml::Table = read("ops/examples/hub.toml").parse().unwrap();
+    assert!(example.contains_key("signer"));
+    let (mesh, signer, store) = (&example["mesh"], &example["signer"], &example["store"]);
+    let written = [&mesh["certificate"], &mesh["key"], &mesh["roots"], &signer["ca"], &example["issued"], &store["objects"], &store["url"]];
+    for path in written.map(|value| value.as_str().unwrap()) {
+        let path = path.strip_prefix("sqlite://").unwrap_or(path);
+        assert!(path.starts_with("/var/lib/muster-hub/"), "the hub writes {path}, and its unit doesn't let it");
+    }
+}
+
 // --- keys ---
 
 const KEYS: &str = "ops/KEYS.md";

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::identity::{Name, Role};
 use crate::issuer::leaf_life_ms;
 use crate::ledger::Backups;
-use crate::members::{Holder, Report};
+use crate::members::{Holder, HubCertificate, Report};
 use crate::rotation::{Kind, State};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -71,7 +71,7 @@ pub enum FindingKind {
     Cross,
     /// A rotation that nobody goes on with.
     Rotation,
-    /// Somebody's certificate.
+    /// Somebody's certificate, also one of the hub's that another CA issued.
     Leaf,
 }
 
@@ -113,10 +113,11 @@ pub enum KeyOf {
     Hub,
 }
 
-/// Looks at everything. `report`: the hub's, for its own keys; `holders` are everybody's certificates.
+/// Looks at everything. `report`: the hub's, for its own keys and certificates; `holders` are everybody's certificates.
 pub fn checkup(domain: &str, state: &State, report: Option<&Report>, holders: &[Holder], backups: &Backups, now_ms: i64) -> Checkup {
     let mut findings = authorities(state, now_ms);
     findings.extend(holders.iter().filter_map(|holder| leaf(holder, now_ms)));
+    findings.extend(report.iter().flat_map(|report| &report.certificates).filter_map(|certificate| of_hub(certificate, now_ms)));
     findings.sort_by(|a, b| (a.at_ms, a.kind, &a.what).cmp(&(b.at_ms, b.kind, &b.what)));
     let soon = findings.iter().any(|finding| finding.breaks && finding.at_ms <= now_ms.saturating_add(SOON_MS));
     let hub_keys_known = report.is_some_and(|report| !report.keys.is_empty());
@@ -214,11 +215,27 @@ fn leaf(holder: &Holder, now_ms: i64) -> Option<Finding> {
     let left_ms = at_ms.saturating_sub(now_ms);
     let life_ms = holder.issued_ms.map_or(leaf_life_ms(role), |issued_ms| at_ms.saturating_sub(issued_ms));
     let (breaks, todo) = match (holder.enrolled, role) {
-        (true, _) if left_ms > life_ms / LATE_PART => return None,
+        (true, _) if !is_late(at_ms, life_ms, now_ms) => return None,
         (true, Role::Agent) if left_ms < 0 => (false, "it comes back by itself when it wakes; deny it if it is lost"),
         (true, Role::Agent) => (false, "it hasn't renewed: it sleeps, or its branch is cut off"),
         (true, Role::Relay | Role::Hub | Role::Control) => (true, "it hasn't renewed: look at its log and its line to the hub"),
         (false, Role::Agent | Role::Relay | Role::Hub | Role::Control) => (true, "muster-certs renew FOLDER, where its files are"),
     };
     Some(Finding { at_ms, what: holder.name.to_string(), kind: FindingKind::Leaf, breaks, todo: todo.to_owned() })
+}
+
+/// A certificate of the hub's own that no list of the CA has: one that it renews by itself is told of only when it is late.
+fn of_hub(certificate: &HubCertificate, now_ms: i64) -> Option<Finding> {
+    let at_ms = certificate.not_after_ms;
+    let todo = match certificate.renews_ms {
+        Some(renews_ms) if !is_late(at_ms, at_ms.saturating_sub(renews_ms).saturating_mul(2), now_ms) => return None,
+        Some(_) => "it hasn't been renewed: look at the hub's log",
+        None => "get another from the organisation's CA into the same files: ops/runbooks/hub-certificate.md",
+    };
+    Some(Finding { at_ms, what: certificate.what.clone(), kind: FindingKind::Leaf, breaks: true, todo: todo.to_owned() })
+}
+
+/// Whether a certificate of such a life should have been renewed by now.
+fn is_late(not_after_ms: i64, life_ms: i64, now_ms: i64) -> bool {
+    not_after_ms.saturating_sub(now_ms) <= life_ms / LATE_PART
 }

@@ -62,7 +62,7 @@ pub use issuer::{AltName, Chain, Issuer, IssuerError, LeafParams, RevokedSerial,
 pub use keys::{Keys, Reloaded, SystemTime, Time};
 pub use leaf::{Expect, Leaf, LeafError, check_leaf, read_leaf};
 pub use material::KeysError;
-pub use members::{Holder, HubKey, Member, Report};
+pub use members::{EarlierLeaf, Holder, HubCertificate, HubKey, Member, Report};
 pub use request::{KeyRequest, Requested};
 pub use stranger::{Fingerprint, Trusted, check_door, door_config, stranger_config};
 pub use tls::{DIALLED_NAME, TlsError, check_dialled, check_peer, client_config, handshake_words, leaf_error, server_config};

@@ -13,7 +13,7 @@ use crate::material::utc_text;
 pub const REPORT_AGE_MAX_MS: i64 = 24 * 60 * 60 * 1000;
 /// How far the hub's clock may be ahead.
 const AHEAD_MAX_MS: i64 = 10 * 60 * 1000;
-/// The most words, in characters, that a hub has for a key of its own.
+/// The most words, in characters, that a hub has for a key or a certificate of its own.
 const WHAT_CHARS_MAX: usize = 80;
 /// A key identifier has 20 bytes; nobody's has more than this, as hex.
 const KEY_CHARS_MAX: usize = 128;
@@ -31,6 +31,9 @@ pub struct Report {
     /// Keys of that hub itself that should have a backup; none: a hub of an older version, or one that never ran.
     #[serde(default)]
     pub keys: Vec<HubKey>,
+    /// Certificates of that hub itself that the CA doesn't list; none: a hub of an older version.
+    #[serde(default)]
+    pub certificates: Vec<HubCertificate>,
     /// Everybody who was enrolled, once.
     pub members: Vec<Member>,
 }
@@ -42,6 +45,17 @@ pub struct HubKey {
     pub what: String,
     /// SHA-256 of the public key, lower-case hex.
     pub key: String,
+}
+
+/// A certificate of a hub's own that no list of the CA has: another CA's, or one that the hub gives itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubCertificate {
+    /// What it is, in a few words: `the hub's web certificate (web.certificate)`.
+    pub what: String,
+    /// Its end, milliseconds UTC.
+    pub not_after_ms: i64,
+    /// When the hub renews it by itself, at half of its life, milliseconds UTC; null: somebody has to get another.
+    pub renews_ms: Option<i64>,
 }
 
 /// One member. Fields that this version doesn't know are ignored.
@@ -63,6 +77,20 @@ pub struct Member {
     /// Whether it was denied: it counts no more.
     #[serde(default)]
     pub denied: bool,
+    /// Of one that was denied, those from before the last that haven't ended: who has such a key still has a certificate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<EarlierLeaf>,
+}
+
+/// A certificate that was issued to a member before its last one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierLeaf {
+    /// Which issuing CA: its key identifier, lower-case hex.
+    pub issuer_key: String,
+    /// Its serial number, lower-case hex.
+    pub serial: String,
+    /// Its end, milliseconds UTC.
+    pub not_after_ms: i64,
 }
 
 /// Why a report can't be used.
@@ -108,6 +136,9 @@ pub enum ReportError {
     /// A key of the hub's own that isn't told as one.
     #[error("key {0} of the report isn't one: lower-case hex, and a few plain words")]
     HubKey(usize),
+    /// A certificate of the hub's own that isn't told as one.
+    #[error("certificate {0} of the report isn't told in a few plain words")]
+    HubCertificate(usize),
     /// Too old to decide by.
     #[error("the report is of {}, more than a day ago; make a new one: muster-hub member list --json", utc_text(*.0))]
     Old(i64),
@@ -147,8 +178,7 @@ impl Holder {
 impl HubKey {
     /// Whether a terminal can show it.
     fn is_plain(&self) -> bool {
-        let is_plain = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
-        is_hex(&self.key) && (1..=WHAT_CHARS_MAX).contains(&self.what.len()) && self.what.bytes().all(is_plain)
+        is_hex(&self.key) && is_plain(&self.what)
     }
 }
 
@@ -163,6 +193,10 @@ impl Report {
         let bad = (1..).zip(&report.keys).find(|(_, key)| !key.is_plain());
         if let Some((number, _)) = bad {
             return Err(ReportError::HubKey(number));
+        }
+        let bad = (1..).zip(&report.certificates).find(|(_, certificate)| !is_plain(&certificate.what));
+        if let Some((number, _)) = bad {
+            return Err(ReportError::HubCertificate(number));
         }
         Ok(report)
     }
@@ -187,7 +221,8 @@ impl Report {
             if !seen.insert(member.name.as_str()) {
                 return Err(ReportError::Twice { number, name });
             }
-            if ![&member.issuer_key, &member.serial].into_iter().flatten().all(|text| is_hex(text)) {
+            let earlier = member.earlier.iter().flat_map(|leaf| [&leaf.issuer_key, &leaf.serial]);
+            if ![&member.issuer_key, &member.serial].into_iter().flatten().chain(earlier).all(|text| is_hex(text)) {
                 return Err(ReportError::Hex { number, name });
             }
             holders.push(Holder {
@@ -222,6 +257,11 @@ pub(crate) fn trusts_others(holder: &Holder) -> bool {
     holder.name.role() != Role::Control
 }
 
+fn is_plain(what: &str) -> bool {
+    let is_plain = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+    (1..=WHAT_CHARS_MAX).contains(&what.len()) && what.bytes().all(is_plain)
+}
+
 fn is_hex(text: &str) -> bool {
     (1..=KEY_CHARS_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
@@ -245,6 +285,11 @@ mod tests {
             at_ms: 1_800_000_000_000,
             signer_key: Some("0c".into()),
             keys: vec![HubKey { what: "the hub's sealing key (seal.key)".into(), key: "5e".into() }],
+            certificates: vec![HubCertificate {
+                what: "the hub's web certificate (web.certificate)".into(),
+                not_after_ms: 1_802_000_000_000,
+                renews_ms: None,
+            }],
             members: vec![Member {
                 name: "site/oslo/relay/oslo-1".into(),
                 bundle_version: Some(3),
@@ -252,12 +297,15 @@ mod tests {
                 serial: Some("77".into()),
                 not_after_ms: Some(1_801_000_000_000),
                 last_seen_ms: Some(1_799_999_999_000),
-                denied: false,
+                denied: true,
+                earlier: vec![EarlierLeaf { issuer_key: "0a1b".into(), serial: "76".into(), not_after_ms: 1_800_500_000_000 }],
             }],
         };
         let golden = concat!(
             r#"{"domain":"test.internal","at_ms":1800000000000,"signer_key":"0c","keys":[{"what":"the hub's sealing key (seal.key)","key":"5e"}],"#,
-            r#""members":[{"name":"site/oslo/relay/oslo-1","bundle_version":3,"issuer_key":"0a1b","serial":"77","not_after_ms":1801000000000,"last_seen_ms":1799999999000,"denied":false}]}"#
+            r#""certificates":[{"what":"the hub's web certificate (web.certificate)","not_after_ms":1802000000000,"renews_ms":null}],"#,
+            r#""members":[{"name":"site/oslo/relay/oslo-1","bundle_version":3,"issuer_key":"0a1b","serial":"77","not_after_ms":1801000000000,"last_seen_ms":1799999999000,"denied":true,"#,
+            r#""earlier":[{"issuer_key":"0a1b","serial":"76","not_after_ms":1800500000000}]}]}"#
         );
         assert_eq!(serde_json::to_string(&report).unwrap(), golden);
         assert_eq!(Report::read(golden, "test.internal").unwrap(), report);
@@ -267,8 +315,9 @@ mod tests {
     fn what_an_older_hub_leaves_out_and_a_newer_one_adds_reads_all_the_same() {
         let read = Report::read(&report(&member("site/oslo/relay/oslo-1")), "test.internal").unwrap();
         assert_eq!(read.holders().unwrap()[0].bundle, Some(2));
-        assert_eq!((read.members[0].serial.as_deref(), read.members[0].denied), (None, false));
-        assert_eq!((read.signer_key, read.keys), (None, Vec::new()));
+        let one = &read.members[0];
+        assert_eq!((one.serial.as_deref(), one.denied, one.earlier.len()), (None, false, 0));
+        assert_eq!((read.signer_key, read.keys, read.certificates), (None, Vec::new(), Vec::new()));
     }
 
     #[test]
@@ -293,10 +342,17 @@ mod tests {
         assert!(matches!(Report::read(&report(&format!("{one},{one}")), "test.internal"), Err(ReportError::Twice { number: 2, .. })));
         let bad = one.replace("0a1b", "0A1B\\u001b");
         assert!(matches!(Report::read(&report(&bad), "test.internal"), Err(ReportError::Hex { number: 1, .. })));
+        let bad = one.replace(r#""team":7"#, r#""denied":true,"earlier":[{"issuer_key":"0a","serial":"\u001b","not_after_ms":1}]"#);
+        assert!(matches!(Report::read(&report(&bad), "test.internal"), Err(ReportError::Hex { number: 1, .. })));
         for (what, key) in [("seal", "0A"), ("seal", ""), ("", "0a"), ("\u{1b}[2J", "0a"), (&*"s".repeat(81), "0a")] {
             let keys = serde_json::json!([{"what": "the hub's sealing key (seal.key)", "key": "0a"}, {"what": what, "key": key}]);
             let text = serde_json::json!({"domain": "test.internal", "at_ms": 1, "keys": keys, "members": []}).to_string();
             assert_eq!(Report::read(&text, "test.internal"), Err(ReportError::HubKey(2)), "{what:?} {key:?}");
+        }
+        for what in ["", "\u{1b}[2J", &*"s".repeat(81)] {
+            let certificates = serde_json::json!([{"what": what, "not_after_ms": 1, "renews_ms": null}]);
+            let text = serde_json::json!({"domain": "test.internal", "at_ms": 1, "certificates": certificates, "members": []}).to_string();
+            assert_eq!(Report::read(&text, "test.internal"), Err(ReportError::HubCertificate(1)), "{what:?}");
         }
     }
 

@@ -55,6 +55,14 @@ impl Pair {
         self.read(ca, &self.certificate, &self.key)
     }
 
+    /// Fails where nothing can be laid beside the pair. Asked before the CA lists a new one, which would lie nowhere.
+    pub fn check_place(&self) -> Result<(), PairError> {
+        let (certificate, key) = (self.new_certificate(), self.new_key());
+        let written = files::write_secret(&key, b"").and_then(|()| files::write_public(&certificate, b""));
+        self.remove_leftovers()?;
+        Ok(written?)
+    }
+
     /// Puts a new pair in the place of the old one.
     pub fn replace(&self, ca: &Ca, signed: &Signed) -> Result<Leaf, PairError> {
         files::write_secret(&self.new_key(), signed.key_pem.as_bytes())?;
@@ -84,7 +92,12 @@ impl Pair {
                 return Ok(files::sync_folder_of(&self.certificate)?);
             }
         }
-        for leftover in [certificate, key] {
+        self.remove_leftovers()
+    }
+
+    /// The certificate first: alone it would be one whose key has its place.
+    fn remove_leftovers(&self) -> Result<(), PairError> {
+        for leftover in [self.new_certificate(), self.new_key()] {
             if leftover.exists() {
                 std::fs::remove_file(&leftover).map_err(|error| files::write_error(&leftover, error))?;
             }

@@ -160,6 +160,28 @@ fn who_renews_by_itself_is_late_by_its_own_certificates_life() {
 }
 
 #[test]
+fn the_hubs_own_certificates_are_told_of_where_somebody_has_to_do_something() {
+    let mut world = World::new();
+    let end_ms = NOW_MS + 90 * DAY_MS;
+    let of = |what: &str, renews_ms| HubCertificate { what: what.into(), not_after_ms: end_ms, renews_ms };
+    let certificates = vec![of("web", None), of("control", Some(NOW_MS + 45 * DAY_MS))];
+    let told = |world: &World| {
+        let report = Report { certificates: certificates.clone(), ..world.report(&[]) };
+        let checkup = checkup(DOMAIN, world.ca.state(), Some(&report), &[], &Backups::default(), world.clock.now_ms());
+        let own = checkup.findings.into_iter().filter(|it| it.kind == FindingKind::Leaf);
+        (checkup.soon, own.map(|it| (it.what, it.at_ms, it.breaks, it.todo)).collect::<Vec<_>>())
+    };
+    let get = "get another from the organisation's CA into the same files: ops/runbooks/hub-certificate.md";
+    let web = ("web".to_owned(), end_ms, true, get.to_owned());
+    assert_eq!(told(&world), (false, vec![web.clone()]));
+    world.pass(60 * DAY_MS - 1);
+    assert_eq!(told(&world), (false, vec![web.clone()]), "the hub may renew the other one still");
+    world.pass(1);
+    let control = ("control".to_owned(), end_ms, true, "it hasn't been renewed: look at the hub's log".to_owned());
+    assert_eq!(told(&world), (true, vec![control, web]));
+}
+
+#[test]
 fn a_key_without_a_note_of_its_backup_is_named_until_there_is_one() {
     let mut world = World::new();
     let whose = |checkup: &Checkup| checkup.without_backup.iter().map(|key| key.what.clone()).collect::<Vec<_>>();
@@ -269,12 +291,14 @@ impl World {
             not_after_ms: Some(node.not_after_ms),
             last_seen_ms: Some(node.issued_ms),
             denied: false,
+            earlier: Vec::new(),
         };
         Report {
             domain: DOMAIN.into(),
             at_ms: self.clock.now_ms(),
             signer_key: None,
             keys: hub_keys(),
+            certificates: Vec::new(),
             members: nodes.iter().map(member).collect(),
         }
     }

@@ -563,9 +563,17 @@ impl World {
             not_after_ms: Some(node.not_after_ms),
             last_seen_ms: Some(self.now_ms()),
             denied: false,
+            earlier: Vec::new(),
         };
         let signer_key = Some(self.ca.state().issuer().key.clone());
-        Report { domain: DOMAIN.into(), at_ms: self.now_ms(), signer_key, keys: Vec::new(), members: nodes.iter().map(member).collect() }
+        Report {
+            domain: DOMAIN.into(),
+            at_ms: self.now_ms(),
+            signer_key,
+            keys: Vec::new(),
+            certificates: Vec::new(),
+            members: nodes.iter().map(member).collect(),
+        }
     }
 }
 

@@ -31,9 +31,9 @@ use crate::{
 mod newest;
 mod own;
 
-use newest::{Above, Newest, Roots};
+use newest::{Above, Newest, Roots, vouched_for};
 use own::{CERTIFICATE, ended_keys, is_due, was_ended};
-pub use own::{Own, Renews, check, own_number, own_public};
+pub use own::{Own, Renews, check, own_life, own_number, own_public};
 
 /// What relays are expected to hold, and what metrics and logs call it.
 const LAGGING: [(SignedKind, &str); 3] = [(SignedKind::Deny, "deny"), (SignedKind::Bundle, "bundle"), (SignedKind::Relays, "relays")];
@@ -80,15 +80,21 @@ pub enum ControlError {
     Unproven(#[from] Unproven),
     #[error("there is no version above it")]
     Highest,
+    #[error(
+        "{} control keys count, and relays and agents take no more: `muster-hub key list` shows them, and \
+         `muster-hub key end control/N` ends one that no hub signs with",
+        limits::CONTROLS_MAX
+    )]
+    Full,
 }
 
 impl Control {
     /// Looks what is to be signed, and keeps new versions of it. `restored`: above all that was ever given out.
     pub async fn open(store: Arc<Store>, keys: Arc<Keys>, own: Own, restored: bool, now_ms: i64) -> anyhow::Result<Control> {
         let mut writing = store.write().await?;
-        writing.keep_control_key(own.key.n(), &own.chain, now_ms).await?;
+        add_key(&mut writing, own.key.n(), &own.chain, now_ms).await?;
         writing.commit().await?;
-        let newest = Newest::make(&store, &keys, &own, Above { own_files: true, all: restored, over: None }, now_ms).await?;
+        let newest = Newest::make(&store, &keys, &own, Above { own_files: true, all: restored, over: None }, None, now_ms).await?;
         newest.trusted_by(&keys);
         let denied = Arc::new(newest.denied()?);
         keys.deny(Denied::clone(&denied));
@@ -136,7 +142,8 @@ impl Control {
     }
 
     async fn remake(&self, above: Above, now_ms: i64) -> Result<(), ControlError> {
-        let newest = Newest::make(&self.store, &self.keys, &self.own.load(), above, now_ms).await?;
+        let before = self.newest.load_full();
+        let newest = Newest::make(&self.store, &self.keys, &self.own.load(), above, Some(&before), now_ms).await?;
         let denied = newest.denied()?;
         newest.trusted_by(&self.keys);
         self.newest.store(Arc::new(newest));
@@ -164,7 +171,7 @@ impl Control {
 
     async fn sign_with(&self, new: Own, now_ms: i64) -> anyhow::Result<()> {
         let mut writing = self.store.write().await?;
-        writing.keep_control_key(new.key.n(), &new.chain, now_ms).await?;
+        add_key(&mut writing, new.key.n(), &new.chain, now_ms).await?;
         writing.commit().await?;
         tracing::info!(n = new.key.n(), "this hub signs with a new control key");
         self.own.store(Arc::new(new));
@@ -347,7 +354,7 @@ impl Control {
     }
 
     /// Control keys of a bundle that this database doesn't have. True: there were some.
-    async fn take_keys(&self, bundle: &Bundle, roots: &str, now_ms: i64) -> Result<bool, StoreError> {
+    async fn take_keys(&self, bundle: &Bundle, roots: &str, now_ms: i64) -> Result<bool, ControlError> {
         let domain = self.keys.identity().domain;
         let Ok(roots) = root_store(roots) else { return Ok(false) };
         let mut writing = self.store.write().await?;
@@ -356,8 +363,11 @@ impl Control {
             let is_ours =
                 check_control(chain, &bundle.crosses, &roots, &domain, When::Kept(i64::MAX)).is_ok_and(|controller| controller.n == *n);
             if is_ours && writing.control_key(*n).await?.is_none() {
-                writing.keep_control_key(*n, chain, now_ms).await?;
-                lacks = true;
+                match add_key(&mut writing, *n, chain, now_ms).await {
+                    Ok(()) => lacks = true,
+                    Err(error @ ControlError::Full) => tracing::warn!(n, %error, "a control key that this database lacks isn't taken over"),
+                    Err(error) => return Err(error),
+                }
             }
         }
         writing.commit().await?;
@@ -376,6 +386,16 @@ impl Control {
         // Maybe another hub of this database gave it out a moment ago: then nothing is raised.
         self.remake(Above { over: Some((kind, shown.version)), ..Above::NOTHING }, now_ms).await
     }
+}
+
+/// A control key counts from now on, unless the bundle has no room for it.
+async fn add_key(writing: &mut Writing<'_>, n: u32, chain: &str, now_ms: i64) -> Result<(), ControlError> {
+    if writing.control_key(n).await?.is_none() {
+        let mut rows = writing.control_keys().await?;
+        rows.push(ControlRow { n, chain: chain.to_owned() });
+        vouched_for(rows, now_ms)?;
+    }
+    Ok(writing.keep_control_key(n, chain, now_ms).await?)
 }
 
 // --- who is believed no more ---

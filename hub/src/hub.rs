@@ -11,6 +11,7 @@ use tokio::sync::{Mutex, Semaphore};
 use crate::{
     control::{Control, ControlError},
     ingest::{Ingest, pictures::Pictures},
+    issued::IssuedSince,
     lockout::Lockout,
     objects::Objects,
     policy::Policies,
@@ -58,6 +59,7 @@ impl Hub {
             control: control.clone(),
             presences: presences.clone(),
             pictures,
+            issued: IssuedSince::default(),
             test_mode,
         };
         Hub {
@@ -78,6 +80,11 @@ impl Hub {
     /// The same hub, issuing certificates.
     pub fn signing(self, signer: Option<Arc<Signer>>) -> Hub {
         Hub { signer, ..self }
+    }
+
+    /// The same hub, knowing who has been given which certificate by files.
+    pub fn listing(self, issued: IssuedSince) -> Hub {
+        Hub { ingest: Ingest { issued, ..self.ingest }, ..self }
     }
 
     /// A relay shows what a hub of this mesh has signed: this hub takes over what it lacks, and says it under a version above.

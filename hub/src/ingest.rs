@@ -26,6 +26,7 @@ use self::{
 };
 use crate::{
     control::Control,
+    issued::IssuedSince,
     objects::ObjectError,
     policy::Policies,
     presence::Presences,
@@ -48,6 +49,8 @@ pub struct Ingest {
     pub control: Arc<Control>,
     pub presences: Arc<Mutex<Presences>>,
     pub pictures: Pictures,
+    /// Who was denied and has a certificate from after that is welcome again.
+    pub issued: IssuedSince,
     pub test_mode: bool,
 }
 
@@ -272,16 +275,20 @@ impl Ingest {
     }
 
     /// Devices of this POST that are denied, and since when, by its own clock, this relay has had the list that says so. What came to it before
-    /// is kept; a relay that never said it has the list brings what came to it at any time, and is shown as behind.
+    /// is kept; a relay that never said it has the list brings what came to it at any time, and is shown as behind. By which certificate a batch
+    /// came nobody says here: a device by files that was given another one since its denial isn't denied any more, as in each handshake.
     async fn denied(&self, relay: &str, arrivals: &[Arrival]) -> Result<BTreeMap<DeviceId, i64>, StoreError> {
         let all = self.control.denied().borrow().clone();
         if all.is_empty() {
             return Ok(BTreeMap::new());
         }
         let brought: HashSet<DeviceId> = arrivals.iter().filter_map(Arrival::whole).map(|whole| whole.envelope.header().device).collect();
+        let issued = self.issued.load_full();
+        let is_back = |device: &DeviceId, before_ms: i64| issued.get(device).is_some_and(|since_ms| *since_ms >= before_ms);
         let named = |name: &Name| name.device().map(DeviceId).filter(|device| brought.contains(device));
+        let still = |(name, before_ms)| Some((named(name).filter(|device| !is_back(device, before_ms))?, name));
         let mut denied = BTreeMap::new();
-        for (device, name) in all.iter().filter_map(|(name, _)| Some((named(name)?, name))) {
+        for (device, name) in all.iter().filter_map(still) {
             let Some(first) = self.store.first_denied(&name.to_string()).await? else { continue };
             if let Some(since_ms) = self.store.held_since(relay, SignedKind::Deny.as_u8(), first).await? {
                 denied.insert(device, since_ms);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
-use muster_certs::{Fingerprint, HubKey, Member, Report};
+use muster_certs::{EarlierLeaf, Fingerprint, HubCertificate, HubKey, Member, Report};
 use muster_mesh::{
     complaint::Complaint,
     ids::Version,
@@ -13,7 +13,7 @@ use muster_mesh::{
 
 use crate::{
     config::Config,
-    control,
+    control, running,
     store::{CertificateRow, Store, StoreError},
 };
 
@@ -29,8 +29,8 @@ pub enum ReportError {
     Bundle(#[from] MessageError),
 }
 
-/// Of the running hub's database; `keys` are [`own_keys`]. By which CA it signs is read first: behind that, nothing of an earlier one is added any more.
-pub async fn report(store: &Store, domain: &str, keys: Vec<HubKey>, now_ms: i64) -> Result<Report, ReportError> {
+/// Of the running hub's database; `own` is [`own`]. By which CA it signs is read first: behind that, nothing of an earlier one is added any more.
+pub async fn report(store: &Store, domain: &str, own: OfHub, now_ms: i64) -> Result<Report, ReportError> {
     let kind = SignedKind::Bundle.as_u8();
     let newest = store.newest_paper(kind).await?.map(|paper| Bundle::read(&paper.body)).transpose()?;
     let signer_key = newest.as_ref().map(|bundle| bundle.issuer.clone()).filter(|issuer| !issuer.is_empty());
@@ -40,6 +40,10 @@ pub async fn report(store: &Store, domain: &str, keys: Vec<HubKey>, now_ms: i64)
     };
     let certificates = store.last_certificates().await?;
     let certificates: HashMap<&str, &CertificateRow> = certificates.iter().map(|row| (row.name.as_str(), row)).collect();
+    let mut living: BTreeMap<String, Vec<EarlierLeaf>> = BTreeMap::new();
+    for (name, leaf) in store.living_of_denied(now_ms).await? {
+        living.entry(name).or_default().push(leaf);
+    }
     let mut members = Vec::new();
     let mut after = String::new();
     loop {
@@ -55,11 +59,38 @@ pub async fn report(store: &Store, domain: &str, keys: Vec<HubKey>, now_ms: i64)
                 not_after_ms: certificate.map(|row| row.not_after_ms),
                 last_seen_ms: certificate.map(|row| row.issued_ms),
                 denied: member.denied_ms.is_some(),
+                earlier: earlier(living.remove(&member.name), certificate),
                 name: member.name,
             }
         }));
     }
-    Ok(Report { domain: domain.to_owned(), at_ms: now_ms, signer_key, keys, members })
+    let OfHub { keys, certificates } = own;
+    Ok(Report { domain: domain.to_owned(), at_ms: now_ms, signer_key, keys, certificates, members })
+}
+
+/// Without the last one.
+fn earlier(living: Option<Vec<EarlierLeaf>>, last: Option<&&CertificateRow>) -> Vec<EarlierLeaf> {
+    living.into_iter().flatten().filter(|leaf| last.is_none_or(|last| last.serial != leaf.serial)).collect()
+}
+
+/// What a hub tells of itself.
+#[derive(Debug, Clone, Default)]
+pub struct OfHub {
+    pub keys: Vec<HubKey>,
+    pub certificates: Vec<HubCertificate>,
+}
+
+/// As this hub's files have it.
+pub fn own(config: &Config) -> Result<OfHub, Complaint> {
+    Ok(OfHub { keys: own_keys(config)?, certificates: own_certificates(config)? })
+}
+
+/// Those that the CA doesn't list: the organisation's, and the one that this hub issues to itself.
+fn own_certificates(config: &Config) -> Result<Vec<HubCertificate>, Complaint> {
+    let of = |what: &str, not_after_ms, renews_ms| HubCertificate { what: what.to_owned(), not_after_ms, renews_ms };
+    let web = running::web_keys(config)?.map(|web| of("the hub's web certificate (web.certificate)", web.not_after_ms(), None));
+    let control = control::own_life(config).map(|(end_ms, renews_ms)| of("the hub's control certificate", end_ms, Some(renews_ms)));
+    Ok([web, control].into_iter().flatten().collect())
 }
 
 /// The keys that this hub has alone and that should have a backup, by their public halves. One that isn't there yet is none.

@@ -31,7 +31,7 @@ use crate::{
     config::{Config, Mesh},
     control::{Control, Own},
     hub::Hub,
-    issued::Listed,
+    issued::{IssuedSince, Listed},
     objects::Objects,
     own_leaf::OwnLeaf,
     policy::Policies,
@@ -82,7 +82,8 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
         }
         reconcile(&store, &objects, now_ms, &policies).await?;
     }
-    let listed = Listed::open(store.clone(), config.issued.clone()).await?;
+    let issued = IssuedSince::default();
+    let listed = Listed::open(store.clone(), issued.clone(), config.issued.clone()).await?;
     let tokens = Arc::new(Tokens::open(store.clone(), &state.join(TOKEN_KEY), restored, now_ms).await?);
     let mesh = serve::bind(config.mesh.listen, "mesh.listen").await?;
     let web = serve::bind(config.web.listen, "web.listen").await?;
@@ -100,7 +101,7 @@ pub async fn start(config: Config, restored: bool) -> anyhow::Result<Running> {
     let own = Own::find(&config, &keys, signer.as_ref(), &store, now_ms).await?;
     let control = Arc::new(Control::open(store.clone(), keys.clone(), own, restored, now_ms).await?);
     let hub = Hub::new(store.clone(), objects, clock.clone(), Arc::new(policies), control, tokens, config.test_mode);
-    let hub = Arc::new(hub.signing(signer));
+    let hub = Arc::new(hub.signing(signer).listing(issued));
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(true));
     let (status_address, status_task) = status.serve(config.status.listen, ready.clone(), stop.clone()).await?;

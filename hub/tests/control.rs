@@ -3,16 +3,21 @@
 
 mod world;
 
-use muster_certs::{Denied, Identity, KeyRequest, Keys, Name, Role, SystemTime, When, files, issue_control};
+use muster_certs::{
+    Denied, Identity, Issued, KeyRequest, Keys, Name, Role, SystemTime, When, files, issue_control, issued, issuer::leaf_life_ms,
+};
 use muster_hub::{
     config::ControlFiles,
     control::{self, Control, ControlError, Own, Renews},
+    issued::Listed,
     laggards::GIVEN_MAX,
     relays::{self, Place},
+    store::StoredPaper,
 };
 use muster_mesh::{
     control_key::{ControlKey, Controls, Unproven},
     ids::{Lane, Version},
+    limits::CONTROLS_MAX,
     message::{Answer, Bundle, DenyList, Facts, HeldVersion, PostHead, Reason, Signed, SignedKind, Taken, Verdict},
 };
 use world::*;
@@ -84,6 +89,63 @@ async fn what_an_ended_key_signed_is_believed_by_nobody_from_the_new_bundle_on()
         assert!(matches!(refused, Err(Unproven::Chain(_))), "{refused:?}");
         assert!(matches!(world.hub.shown(&forged).await, Err(ControlError::Unproven(Unproven::Chain(_)))));
         assert!(now.taking(&forged, &Denied::default(), When::Taking(now_ms)).is_ok(), "the list isn't what refuses it");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_for_which_the_bundle_has_no_room_is_refused_where_it_is_added_and_keeps_no_denial_back() {
+    each_store(async |world: World| {
+        let numbers = |control: &Control| -> Vec<u32> {
+            let (_, _, bundle) = stranger().taking(&control.newer_than(&[], &[]).unwrap()[0], &Denied::default(), When::Kept(NOW)).unwrap();
+            bundle.controls.iter().map(|control| control.n).collect()
+        };
+        let last = CONTROLS_MAX as u32;
+        // Of all of them the second ends first.
+        add_key(&world, 2, NOW - 364 * DAY_MS).await;
+        for n in 3..=last {
+            add_key(&world, n, NOW).await;
+        }
+        world.hub.control.look(NOW).await.unwrap();
+        assert_eq!(numbers(&world.hub.control), (1..=last).collect::<Vec<_>>());
+        let refused = other_hub(&world, last + 1, NOW).await.err().unwrap().to_string();
+        assert!(refused.contains("muster-hub key end"), "{refused}");
+        assert_eq!(world.hub.store.control_keys().await.unwrap().len(), CONTROLS_MAX);
+        // A hub of an older version adds it all the same.
+        add_key(&world, last + 1, NOW).await;
+        deny(&world, "site/oslo/relay/lost").await;
+        assert!(world.hub.control.denied().borrow().names(&"site/oslo/relay/lost".parse().unwrap()), "whoever was denied since then isn't");
+        assert_eq!(numbers(&world.hub.control), (1..=last).collect::<Vec<_>>(), "the bundle before it holds");
+        assert!(control::end_key(&world.hub.store, last + 1, NOW).await.unwrap());
+        world.hub.control.look(NOW).await.unwrap();
+        assert_eq!(numbers(&world.hub.control), (1..=last).collect::<Vec<_>>());
+        // Once a certificate has ended there is room.
+        let other = other_hub(&world, last + 2, NOW + 2 * DAY_MS).await.unwrap();
+        let with_it: Vec<u32> = [1].into_iter().chain(3..=last).chain([last + 2]).collect();
+        assert_eq!(numbers(&other), with_it);
+        world.hub.control.look(NOW + 2 * DAY_MS).await.unwrap();
+        assert_eq!(numbers(&world.hub.control), with_it);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bundle_in_the_database_that_nobody_can_read_is_followed_by_one_that_all_can() {
+    each_store(async |mut world: World| {
+        let mut above = Version { epoch: 1, n: 30 };
+        for restarted in [false, true] {
+            let mut writing = world.hub.store.write().await.unwrap();
+            writing.add_paper(SignedKind::Bundle.as_u8(), &StoredPaper { version: above, body: b"rubbish".to_vec() }, NOW).await.unwrap();
+            writing.commit().await.unwrap();
+            if restarted {
+                world.restart(false).await;
+            } else {
+                world.hub.control.look(NOW).await.unwrap();
+            }
+            let (_, signed, bundle) = stranger().taking(&world.post(&[]).await.signed[0], &Denied::default(), When::Taking(NOW)).unwrap();
+            assert_eq!((signed.version, bundle.roots.as_str()), (Version { n: above.n + 1, ..above }, mesh_of_one().root.as_str()));
+            above.n += 30;
+        }
     })
     .await;
 }
@@ -239,6 +301,34 @@ async fn what_a_relay_took_of_a_denied_device_after_it_was_told_is_refused_and_w
 }
 
 #[tokio::test]
+async fn what_comes_of_a_denied_device_is_kept_once_it_was_given_another_certificate_by_files() {
+    each_store(async |mut world: World| {
+        deny(&world, &format!("site/oslo/agent/{}", device(1))).await;
+        let version = Signed::read(&of_kind(&world.post(&[]).await, SignedKind::Deny).unwrap()).unwrap().version;
+        let path = world.folder.path().join("issued.jsonl");
+        let line = |issued_ms: i64| Issued {
+            device: device(1).0,
+            site: "oslo".into(),
+            person: "kari".into(),
+            name: "Kari".into(),
+            not_after_ms: issued_ms + leaf_life_ms(Role::Agent),
+        };
+        issued::append(&path, &[line(NOW - 1)]).unwrap();
+        let mut listed = Listed::open(world.hub.store.clone(), world.hub.ingest.issued.clone(), path.clone()).await.unwrap();
+        assert_eq!(verdicts(&post(&mut world, 1, NOW + 500, Some(version)).await), (1, 0));
+        assert_eq!(verdicts(&post(&mut world, 2, NOW + 501, Some(version)).await), (0, 1), "its certificate is from before its denial");
+        issued::append(&path, &[line(NOW + 1_000)]).unwrap();
+        listed.look().await.unwrap();
+        assert_eq!(
+            verdicts(&post(&mut world, 3, NOW + 501, Some(version)).await),
+            (1, 0),
+            "its relay lets it in, and the hub throws it away"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_relay_that_is_given_the_list_with_each_answer_and_never_holds_it_is_told_of() {
     each_store(async |mut world: World| {
         deny(&world, "site/oslo/relay/lost").await;
@@ -281,6 +371,21 @@ async fn lead(world: &World, address: &str) {
     let place = Place { address: address.to_owned(), door: None };
     relays::set(&world.hub.store, &RELAY.parse().unwrap(), place).await.unwrap();
     world.hub.control.look(world.now_ms()).await.unwrap();
+}
+
+/// A row of a control key, as a hub adds it that asks nobody.
+async fn add_key(world: &World, n: u32, issued_ms: i64) {
+    let chain = issue_control(&mesh_of_one().issuer, n, &KeyRequest::generate().unwrap().key_pem, issued_ms).unwrap().pem;
+    let mut writing = world.hub.store.write().await.unwrap();
+    writing.keep_control_key(n, &chain, NOW).await.unwrap();
+    writing.commit().await.unwrap();
+}
+
+/// One more hub of this database, with a control key of its own.
+async fn other_hub(world: &World, n: u32, now_ms: i64) -> anyhow::Result<Control> {
+    let (key, chain) = ControlKey::issue(&mesh_of_one().issuer, n, NOW).unwrap();
+    let keys = mesh_of_one().keys(Name::Hub { id: format!("hub-{n}") });
+    Control::open(world.hub.store.clone(), keys, Own { key, chain: chain.pem, renews: None }, false, now_ms).await
 }
 
 async fn deny(world: &World, name: &str) {

@@ -9,7 +9,10 @@ use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc};
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 use muster_certs::{
-    Ca, DIALLED_NAME, DeviceKey, KeyRequest, Keys, Name, Report, Role, SystemTime, Trusted, client_config, join::JoinToken, stranger_config,
+    Ca, DIALLED_NAME, DeviceKey, KeyRequest, Keys, Name, Report, Role, SystemTime, Trusted, client_config,
+    join::JoinToken,
+    material::{CHAIN_CERTIFICATES_MAX, certificates},
+    read_leaf, stranger_config,
 };
 use muster_hub::{
     api::{
@@ -684,7 +687,7 @@ async fn the_report_names_the_keys_that_only_this_hub_has_and_nothing_secret_of_
     assert_eq!(named, [("the hub's sealing key (seal.key)", &*seal_id), ("the hub's control key (control.key)", &*control_id)]);
 
     let store = Store::open(&config.store.url).await.unwrap();
-    let told = report::report(&store, "muster.test", keys.clone(), 1).await.unwrap();
+    let told = report::report(&store, "muster.test", report::own(&signing).unwrap(), 1).await.unwrap();
     let text = serde_json::to_string_pretty(&told).unwrap();
     assert_eq!(Report::read(&text, "muster.test").unwrap().keys, keys);
     let body: Vec<&str> = control.lines().filter(|line| !line.starts_with("-----")).collect();
@@ -694,6 +697,30 @@ async fn the_report_names_the_keys_that_only_this_hub_has_and_nothing_secret_of_
     let elsewhere = report::own_keys(&Config { signer: None, ..config }).unwrap();
     assert_eq!(elsewhere.len(), 1, "nothing is sealed to a hub without the issuing key");
     assert!(elsewhere[0].what.contains("control key") && elsewhere[0].key != control_id, "its files hold another");
+}
+
+#[tokio::test]
+async fn the_report_names_the_certificates_of_the_hub_that_the_ca_does_not_list() {
+    let (folder, config) = House::new().await.stop().await;
+    let named = |config: &Config| report::own(config).unwrap().certificates;
+    assert_eq!(named(&config), [], "its control certificate is in the CA's list");
+    let signing = Config { control: None, ..config.clone() };
+    running::start(signing.clone(), false).await.unwrap().drain().await;
+    let chain = std::fs::read_to_string(path(&folder, "state/control.pem")).unwrap();
+    let leaf = certificates("certificate", &chain, CHAIN_CERTIFICATES_MAX).unwrap().remove(0);
+    let end_ms = read_leaf(&leaf).unwrap().not_after_ms;
+    let [control] = named(&signing).try_into().unwrap();
+    assert_eq!((&*control.what, control.not_after_ms), ("the hub's control certificate", end_ms));
+    let half_ms = end_ms - control.renews_ms.unwrap();
+    assert!((182 * DAY_MS..183 * DAY_MS).contains(&half_ms), "{half_ms}");
+    // The organisation's, for which any will do here.
+    let web = Web { certificate: Some(config.mesh.certificate.clone()), key: Some(config.mesh.key.clone()), ..config.web.clone() };
+    let [web] = named(&Config { web, ..config }).try_into().unwrap();
+    assert_eq!((&*web.what, web.renews_ms), ("the hub's web certificate (web.certificate)", None));
+    let store = Store::open(&signing.store.url).await.unwrap();
+    let own = report::OfHub { certificates: vec![web.clone()], ..report::OfHub::default() };
+    let told = serde_json::to_string(&report::report(&store, "muster.test", own, 1).await.unwrap()).unwrap();
+    assert_eq!(Report::read(&told, "muster.test").unwrap().certificates, [web]);
 }
 
 #[tokio::test]

@@ -5,13 +5,18 @@ mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use muster_certs::{Ca, DeviceKey, KeyRequest, Keys, Leaf, Report, Role, SystemTime, check_leaf, files, pair::Pair};
+use muster_certs::{
+    Ca, DeviceKey, KeyRequest, Keys, Leaf, Report, Role, SystemTime, check_leaf, files,
+    material::{CHAIN_CERTIFICATES_MAX, certificates},
+    pair::Pair,
+    read_leaf,
+};
 use muster_hub::{
     admission, asks,
     control::{Control, Own, Renews},
-    own_leaf::OwnLeaf,
+    own_leaf::{OwnLeaf, RETRY_MS},
     relays::{self, Place},
-    report::report,
+    report::{OfHub, report},
     signer::{HubAt, Lives, Signer, secret_digest},
     store::{Census, Grant, TokenRow, WaitingAsk},
 };
@@ -705,6 +710,69 @@ async fn the_hub_that_issues_renews_its_own_certificate_where_it_lies() {
 }
 
 #[tokio::test]
+async fn a_hub_that_cannot_write_where_its_certificate_lies_issues_nothing_and_says_so_every_few_minutes() {
+    let world = World::new().await;
+    let office = Office::new(&world).await;
+    let file = |name: &str| world.folder.path().join(name);
+    // No folder has room for a longer name, so nothing can be laid beside it.
+    let (ca, at) = (office.ca(), Pair { certificate: file(&"h".repeat(255)), key: file("hub.key") });
+    let issued = ca.issue_hub("hub-1").unwrap();
+    std::fs::write(&at.certificate, issued.pem.as_bytes()).unwrap();
+    files::write_secret(&at.key, issued.key_pem.as_bytes()).unwrap();
+    files::write_public(&file("roots.pem"), ca.roots_pem().as_bytes()).unwrap();
+    let keys = Keys::load(&at.certificate, &at.key, &file("roots.pem"), Role::Hub, Arc::new(At(world.clock.clone()))).unwrap();
+    let own = OwnLeaf::new(office.signer.clone(), keys.clone(), at, file("roots.pem"));
+    let listed = || std::fs::read_to_string(file("ca/certificates.jsonl")).unwrap().lines().count();
+    let before = listed();
+    world.clock.advance(46 * DAY_MS as u64);
+    for _ in 0..3 {
+        assert!(own.look(world.now_ms()).unwrap_err().to_string().contains("cannot write"));
+        for _ in 0..3 {
+            world.clock.advance(1_000);
+            own.look(world.now_ms()).unwrap();
+        }
+        world.clock.advance(RETRY_MS.unsigned_abs());
+    }
+    assert_eq!(listed(), before, "certificates are listed that lie nowhere");
+    assert!(!file("hub.key.new").exists());
+    assert_eq!(keys.leaf().not_after_ms, issued.not_after_ms, "what was in use stays");
+}
+
+#[tokio::test]
+async fn the_report_names_each_living_certificate_of_who_was_denied() {
+    each_store(async |world| {
+        let office = Office::new(&world).await;
+        let mut serials = Vec::new();
+        for person in ["kari", "ola"] {
+            office.token(person, "agent", Some(person), 1).await;
+            let device = Device::new();
+            let first = office.enroll(&device, person).await.unwrap();
+            world.clock.advance(1_000);
+            let second = office.renew(&device.with_new_request(), &first).await.unwrap();
+            let serial = |issued: &Issued| {
+                let chain = certificates("certificate", &issued.chain, CHAIN_CERTIFICATES_MAX).unwrap();
+                read_leaf(&chain[0]).unwrap().serial
+            };
+            serials.push((first.name.clone(), serial(&first), serial(&second)));
+            world.clock.advance(1_000);
+        }
+        let (kari, first, second) = &serials[0];
+        muster_hub::control::deny(&office.store, &kari.parse().unwrap(), world.now_ms(), "lost").await.unwrap();
+        let members = office.report(&world).await.members;
+        let told: Vec<(&str, Vec<&str>)> = members
+            .iter()
+            .map(|one| (&*one.name, one.earlier.iter().map(|leaf| &*leaf.serial).chain(one.serial.as_deref()).collect()))
+            .collect();
+        let mut expected = [(&**kari, vec![&**first, &**second]), (&*serials[1].0, vec![&*serials[1].2])];
+        expected.sort();
+        assert_eq!(told, expected);
+        world.clock.advance(LIFE_MS as u64 + 1_000);
+        assert!(office.report(&world).await.members.iter().all(|one| one.earlier.is_empty()), "what has ended needs no list");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_device_that_enrols_again_stays_who_it_is_and_whose() {
     each_store(async |world| {
         let office = Office::new(&world).await;
@@ -797,7 +865,7 @@ impl Office {
     }
 
     async fn report(&self, world: &World) -> Report {
-        report(&self.store, "muster.test", Vec::new(), world.now_ms()).await.unwrap()
+        report(&self.store, "muster.test", OfHub::default(), world.now_ms()).await.unwrap()
     }
 
     async fn new(world: &World) -> Office {

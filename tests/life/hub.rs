@@ -21,7 +21,7 @@ use muster_hub::{
     control::{Control, Own, Renews},
     own_leaf::OwnLeaf,
     relays::Place,
-    report::report,
+    report::{OfHub, report},
     signer::{HubAt, Lives, Signer},
     store::Store,
 };
@@ -230,7 +230,7 @@ impl Hub {
     }
 
     async fn report(&self) -> Report {
-        report(&self.store, DOMAIN, Vec::new(), self.clock.now_ms()).await.unwrap()
+        report(&self.store, DOMAIN, OfHub::default(), self.clock.now_ms()).await.unwrap()
     }
 
     /// What a running hub does each second.

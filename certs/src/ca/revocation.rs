@@ -66,12 +66,50 @@ impl Ca {
             }
         }
         for member in report.iter().flat_map(|report| &report.members).filter(|member| member.denied) {
-            if let (Some(issuer), Some(serial), Some(_)) =
-                (&member.issuer_key, &member.serial, member.not_after_ms.filter(|end_ms| *end_ms >= now_ms))
-            {
+            let last = member.issuer_key.as_ref().zip(member.serial.as_ref()).zip(member.not_after_ms);
+            let earlier = member.earlier.iter().map(|leaf| ((&leaf.issuer_key, &leaf.serial), leaf.not_after_ms));
+            for ((issuer, serial), _) in last.into_iter().chain(earlier).filter(|(_, end_ms)| *end_ms >= now_ms) {
                 add(issuer, serial, report.map_or(now_ms, |report| report.at_ms.min(now_ms)));
             }
         }
         Ok(serials)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::members::{EarlierLeaf, Member};
+
+    #[test]
+    fn each_living_certificate_of_who_was_denied_is_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::init(&folder.path().join("ca"), "test.internal").unwrap();
+        let now_ms = ca.now_ms().unwrap();
+        let key = ca.issuer_key().to_owned();
+        let earlier = |serial: &str, not_after_ms| EarlierLeaf { issuer_key: key.clone(), serial: serial.into(), not_after_ms };
+        let member = |name: &str, serial: &str, denied| Member {
+            name: name.into(),
+            bundle_version: None,
+            issuer_key: Some(key.clone()),
+            serial: Some(serial.into()),
+            not_after_ms: Some(now_ms + 60_000),
+            last_seen_ms: None,
+            denied,
+            earlier: vec![earlier("76", now_ms + 30_000), earlier("75", now_ms - 30_000)],
+        };
+        let listed = |members| {
+            let report = Report {
+                domain: "test.internal".into(),
+                at_ms: now_ms,
+                signer_key: None,
+                keys: Vec::new(),
+                certificates: Vec::new(),
+                members,
+            };
+            ca.revoked_serials(Some(&report), now_ms).unwrap().remove(&key).unwrap_or_default().into_iter().map(|it| it.serial).collect()
+        };
+        let both: Vec<String> = listed(vec![member("site/oslo/relay/oslo-1", "77", true), member("site/oslo/relay/oslo-2", "78", false)]);
+        assert_eq!(both, ["76", "77"]);
     }
 }

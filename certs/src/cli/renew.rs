@@ -25,6 +25,8 @@ pub(crate) fn renew(ca: &Ca, folder: &Path, notes: &mut dyn Write) -> Result<Iss
     for pair in &pairs {
         old.push(pair.open(ca)?.identity.name);
     }
+    // All lie in one folder.
+    pairs.first().map(Pair::check_place).transpose()?;
     let mut renewed = Vec::with_capacity(pairs.len());
     for (pairs, names) in pairs.chunks(AT_ONCE).zip(old.chunks(AT_ONCE)) {
         let new = ca.reissue(names)?;

@@ -60,6 +60,6 @@ async fn answer(
         Err(error @ (ControlError::Message(_) | ControlError::Unproven(_) | ControlError::Highest)) => {
             Err(ApiError::Body(error.to_string()))
         }
-        Err(error @ (ControlError::Store(_) | ControlError::Sign(_))) => Err(ApiError::Later(error.to_string())),
+        Err(error @ (ControlError::Store(_) | ControlError::Sign(_) | ControlError::Full)) => Err(ApiError::Later(error.to_string())),
     }
 }

@@ -170,7 +170,7 @@ pub async fn member(config: &Config, verb: MemberVerb) -> anyhow::Result<()> {
         MemberVerb::List { json: false } => list_members(&store).await?,
         MemberVerb::List { json: true } => {
             let domain = running::keys(config)?.identity().domain;
-            let report = report::report(&store, &domain, report::own_keys(config)?, SystemClock::new().now().wall_ms).await?;
+            let report = report::report(&store, &domain, report::own(config)?, SystemClock::new().now().wall_ms).await?;
             println!("{}", serde_json::to_string_pretty(&report)?);
         }
         MemberVerb::Approve { member, person, name } => {

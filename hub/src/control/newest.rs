@@ -1,6 +1,8 @@
 //! Async: the newest version of what is signed for all: the bundle, the list of the denied, the list of relays. What differs from what the database
 //! says gets a new one.
 
+use std::collections::BTreeSet;
+
 use muster_certs::{Denied, Keys, When};
 use muster_mesh::{
     control_key::Controls,
@@ -10,10 +12,10 @@ use muster_mesh::{
     relay_list::RelayList,
 };
 
-use super::{ControlError, Own};
+use super::{ControlError, Own, own::leaf_of};
 use crate::{
     signer::Signer,
-    store::{Store, StoredPaper, Writing},
+    store::{ControlRow, Store, StoredPaper, Writing},
 };
 
 /// Leaves a message's other fields their room.
@@ -82,17 +84,29 @@ impl Roots {
 }
 
 impl Newest {
-    /// Everything as the database has it now; what differs from the newest version is given a new one. `above`: in any case.
-    pub(super) async fn make(store: &Store, keys: &Keys, own: &Own, above: Above, now_ms: i64) -> Result<Newest, ControlError> {
-        let own_roots = Roots::of(own.leads(), keys);
+    /// Everything as the database has it now; what differs from the newest version is given a new one. `above`: in any case. `before`: what holds
+    /// already, of which the bundle goes on holding where there can be no new one: whoever was denied is denied all the same.
+    pub(super) async fn make(
+        store: &Store,
+        keys: &Keys,
+        own: &Own,
+        above: Above,
+        before: Option<&Newest>,
+        now_ms: i64,
+    ) -> Result<Newest, ControlError> {
+        let (bundle, controls) = match (believed_bundle(store, keys, own, above, before, now_ms).await, before) {
+            (Ok(made), _) => made,
+            (Err(ControlError::Store(error)), _) => return Err(error.into()),
+            (Err(error), Some(before)) => {
+                tracing::error!(%error, "there can be no new bundle: the one before it holds");
+                (before.bundle.clone(), before.controls.clone())
+            }
+            (Err(error), None) => return Err(error),
+        };
         let mut writing = store.write().await?;
-        let bundle = bundle(&mut writing, own.leads(), &own_roots, above, now_ms).await?;
         let deny = deny_list(&mut writing, above, now_ms).await?;
         let relays = relay_list(&mut writing, above, now_ms).await?;
         writing.commit().await?;
-        let stranger = Controls::new(&keys.identity().domain, &own_roots.roots);
-        let signed = own.key.sign(&Signed::new(SignedKind::Bundle, bundle.version, bundle.body.clone()))?;
-        let (controls, _, _) = stranger.taking(&signed, &Denied::default(), When::Kept(now_ms))?;
         Ok(Newest { bundle, deny, relays, controls })
     }
 
@@ -128,26 +142,48 @@ impl Newest {
     }
 }
 
+/// The bundle, and who believes it: none is given out that its own receivers can't take.
+async fn believed_bundle(
+    store: &Store,
+    keys: &Keys,
+    own: &Own,
+    above: Above,
+    before: Option<&Newest>,
+    now_ms: i64,
+) -> Result<(StoredPaper, Controls), ControlError> {
+    let own_roots = Roots::of(own.leads(), keys);
+    let mut writing = store.write().await?;
+    let bundle = bundle(&mut writing, own.leads(), &own_roots, above, before, now_ms).await?;
+    let stranger = Controls::new(&keys.identity().domain, &own_roots.roots);
+    let signed = own.key.sign(&Signed::new(SignedKind::Bundle, bundle.version, bundle.body.clone()))?;
+    let (controls, _, _) = stranger.taking(&signed, &Denied::default(), When::Kept(now_ms))?;
+    writing.commit().await?;
+    Ok((bundle, controls))
+}
+
 async fn bundle(
     writing: &mut Writing<'_>,
     leads: Option<&Signer>,
     own_roots: &Roots,
     above: Above,
+    before: Option<&Newest>,
     now_ms: i64,
 ) -> Result<StoredPaper, ControlError> {
     let kind = SignedKind::Bundle.as_u8();
     let (epoch, newest) = writing.newest_paper(kind).await?;
-    let known = newest.as_ref().map(|paper| Bundle::read(&paper.body)).transpose()?;
+    // One that nobody can read was given to nobody: the next one stands above it.
+    let read = newest.as_ref().and_then(|paper| Bundle::read(&paper.body).ok());
+    let known = read.clone().or_else(|| Bundle::read(&before?.bundle.body).ok());
     // Where the issuing key is, the roots are known; the other hubs follow. Where no hub has it, whoever was given other roots last leads.
     let Roots { ca, issuer, roots, crosses } = match &known {
         Some(known) if leads.is_none() && (known.ca > 0 || !above.own_files) => Roots::in_bundle(known),
         Some(_) | None => own_roots.clone(),
     };
-    let rows = writing.control_keys().await?;
+    let rows = vouched_for(writing.control_keys().await?, now_ms)?;
     let controls = rows.into_iter().map(|row| ControlChain { n: row.n, chain: row.chain }).collect();
-    let wanted = Bundle { made_ms: known.as_ref().map_or(now_ms, |known| known.made_ms), ca, issuer, roots, crosses, controls };
+    let wanted = Bundle { made_ms: read.as_ref().map_or(now_ms, |read| read.made_ms), ca, issuer, roots, crosses, controls };
     match newest {
-        Some(newest) if !above.raises(SignedKind::Bundle, Some(newest.version)) && known.as_ref() == Some(&wanted) => Ok(newest),
+        Some(newest) if !above.raises(SignedKind::Bundle, Some(newest.version)) && read.as_ref() == Some(&wanted) => Ok(newest),
         newest => {
             let body = Bundle { made_ms: now_ms, ..wanted }.bytes()?;
             if body.len() > BUNDLE_BYTES_MAX {
@@ -156,6 +192,21 @@ async fn bundle(
             next(writing, SignedKind::Bundle, epoch, newest, above, body, now_ms).await
         }
     }
+}
+
+/// Those of the control keys that count for which a bundle has room. One whose certificate has ended goes on proving what lies on disks, until
+/// its room is needed: then what ended first goes first.
+pub(super) fn vouched_for(mut rows: Vec<ControlRow>, now_ms: i64) -> Result<Vec<ControlRow>, ControlError> {
+    let too_many = rows.len().saturating_sub(limits::CONTROLS_MAX);
+    let end_of = |row: &ControlRow| Some((leaf_of(&row.chain)?.not_after_ms, row.n));
+    let mut ended: Vec<(i64, u32)> = rows.iter().filter_map(end_of).filter(|(end_ms, _)| *end_ms < now_ms).collect();
+    if ended.len() < too_many {
+        return Err(ControlError::Full);
+    }
+    ended.sort_unstable();
+    let gone: BTreeSet<u32> = ended.into_iter().take(too_many).map(|(_, n)| n).collect();
+    rows.retain(|row| !gone.contains(&row.n));
+    Ok(rows)
 }
 
 async fn deny_list(writing: &mut Writing<'_>, above: Above, now_ms: i64) -> Result<Option<StoredPaper>, ControlError> {

@@ -129,6 +129,15 @@ pub fn own_public(config: &Config) -> Option<Vec<u8>> {
     public_of(&own_chain(config)?)
 }
 
+/// The end of the certificate that this hub issues to itself, and when it renews it, milliseconds UTC. None: it has none yet, or has one from files.
+pub fn own_life(config: &Config) -> Option<(i64, i64)> {
+    if config.control.is_some() || config.signer.is_none() {
+        return None;
+    }
+    let leaf = leaf_of(&own_chain(config)?)?;
+    Some((leaf.not_after_ms, renews_ms(&leaf)))
+}
+
 fn own_chain(config: &Config) -> Option<String> {
     let path = config.control.as_ref().map_or_else(|| config.state.join(CERTIFICATE), |files| files.certificate.clone());
     files::read(&path).ok()
@@ -194,7 +203,8 @@ async fn was_ever_ended(store: &Store, n: u32, public_key: &[u8]) -> Result<bool
     Ok(ended_keys(store).await?.iter().any(is_it))
 }
 
-fn leaf_of(chain: &str) -> Option<Leaf> {
+/// What the certificate of a control key says.
+pub(super) fn leaf_of(chain: &str) -> Option<Leaf> {
     let ders = certificates("certificate", chain, CHAIN_CERTIFICATES_MAX).ok()?;
     read_leaf(ders.first()?).ok()
 }
@@ -219,6 +229,10 @@ fn controller(chain: &str, ca: &Ca) -> Option<Controller> {
 /// At half of its life, and when another issuing CA issues.
 pub(super) fn is_due(chain: &str, ca: &Ca, now_ms: i64) -> bool {
     let Some(own) = controller(chain, ca).filter(|own| own.leaf.issuer.as_deref() == Some(ca.issuer_key())) else { return true };
-    let life_ms = own.leaf.not_after_ms.saturating_sub(own.leaf.not_before_ms).min(leaf_life_ms(Role::Control));
-    now_ms > own.leaf.not_after_ms.saturating_sub(life_ms / 2)
+    now_ms > renews_ms(&own.leaf)
+}
+
+fn renews_ms(leaf: &Leaf) -> i64 {
+    let life_ms = leaf.not_after_ms.saturating_sub(leaf.not_before_ms).min(leaf_life_ms(Role::Control));
+    leaf.not_after_ms.saturating_sub(life_ms / 2)
 }

@@ -1,5 +1,6 @@
 //! Async: what this hub's control keys are, what they sign, who is denied, and who holds which version.
 
+use muster_certs::EarlierLeaf;
 use muster_mesh::{
     ids::Version,
     message::{Denial, DenyList},
@@ -68,6 +69,17 @@ impl Store {
         let select = "SELECT name, issued_before_ms, until_ms FROM denied WHERE until_ms > $1 ORDER BY name";
         let rows = sqlx::query(select).bind(now_ms).fetch_all(&self.readers).await?;
         rows.iter().map(|row| Ok(Denial { name: row.try_get(0)?, issued_before_ms: row.try_get(1)?, until_ms: row.try_get(2)? })).collect()
+    }
+
+    /// Of the members that are denied the certificates that haven't ended, each with its name.
+    pub async fn living_of_denied(&self, now_ms: i64) -> Result<Vec<(String, EarlierLeaf)>, StoreError> {
+        let select = "SELECT certificates.name, issuer, serial, not_after_ms FROM certificates JOIN members ON members.name = certificates.name \
+                      WHERE members.denied_ms IS NOT NULL AND not_after_ms >= $1 ORDER BY certificates.name, not_after_ms";
+        let rows = sqlx::query(select).bind(now_ms).fetch_all(&self.readers).await?;
+        let leaf = |row: &AnyRow| -> Result<EarlierLeaf, StoreError> {
+            Ok(EarlierLeaf { issuer_key: row.try_get(1)?, serial: row.try_get(2)?, not_after_ms: row.try_get(3)? })
+        };
+        rows.iter().map(|row| Ok((row.try_get(0)?, leaf(row)?))).collect()
     }
 
     /// When, by its own clock, somebody first said that it holds this version of a kind or a later one.

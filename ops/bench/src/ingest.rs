@@ -208,7 +208,7 @@ pub async fn hub(place: &Place) -> anyhow::Result<Ingest> {
     let objects = Objects::open(&place.folder().join("objects").display().to_string())?;
     let pictures = Pictures::new(Arc::new(objects), clock.clone());
     let control = Arc::new(control(store.clone(), clock.now().wall_ms).await?);
-    Ok(Ingest { store, clock, policies, control, presences: Arc::default(), pictures, test_mode: true })
+    Ok(Ingest { store, clock, policies, control, presences: Arc::default(), pictures, issued: Arc::default(), test_mode: true })
 }
 
 /// A throw-away signature: what a hub answers is signed.
