@@ -3,14 +3,18 @@
 use std::{fs, path::Path};
 
 use muster_mesh::clock::{Clock, SystemClock};
-use muster_start::mesh::{AgentAt, Mesh, Node, state_of};
+use muster_start::{
+    http,
+    mesh::{AgentAt, Mesh, Node, state_of},
+    ports::Ports,
+};
 use serde_json::{Value, json};
 use sqlx::{Connection, Row};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     faults::copy,
-    hostile::{batches, busy},
+    hostile::{batches, busy, metrics},
     swarm::{LOOK_EVERY, Life, PATIENCE, Swarm, folder, mesh},
     sweeps::connected,
 };
@@ -131,8 +135,13 @@ async fn a_computer_of_a_sites_token_connects_collects_nothing_and_says_why_unti
 #[tokio::test]
 async fn certificates_of_seconds_are_renewed_under_load_and_nobody_notices() {
     let folder = folder();
+    let began_s = SystemClock::new().now().wall_ms / 1_000;
     let mut mesh = branch(folder.path(), &[(AGENT_LIFE, "20"), (RELAY_LIFE, "20")]).await;
+    let agents_health = Ports::default().free().unwrap();
+    mesh.set(&agent(), "MUSTER_AGENT__STATUS__LISTEN", &agents_health.to_string());
     mesh.start_agent(&AT).await.unwrap();
+    // Nobody of that name was ever there, and there is a list.
+    mesh.done(&Node::Hub, &["member", "deny", &format!("site/{SITE}/relay/{SITE}-9"), "--why", "stolen"]).unwrap();
     let mut swarm = Swarm::new(&mesh, SITE, 8);
     // About as long as five renewals take.
     swarm.start(&mesh, &[SITE], Life { days: 1, speed: 1_200, drain_s: 1_000, pictures_a_day: 0 });
@@ -148,6 +157,40 @@ async fn certificates_of_seconds_are_renewed_under_load_and_nobody_notices() {
     let said = fs::read_to_string(mesh.folder_of(&relay()).join("log")).unwrap();
     let complaints: Vec<&str> = said.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
     assert!(!complaints.iter().any(|line| line.contains("certificate")), "{complaints:#?}");
+    for (name, programs) in SHOWN {
+        let least = if name.starts_with("muster_cert_expiry_") { began_s as f64 } else { 0.0 };
+        for node in [Node::Hub, relay(), agent()].into_iter().filter(|node| programs.contains(&node.program())) {
+            let is_shown = async |mesh: &Mesh| {
+                let said = match &node {
+                    Node::Hub | Node::Relay(_) => metrics(mesh, &node).await,
+                    Node::Agent(_) => String::from_utf8(http::ask(agents_health, "GET", "/metrics", &[], &[]).await.unwrap().body).unwrap(),
+                };
+                number(&said, name).is_some_and(|number| number > least)
+            };
+            mesh.until(&node, &format!("its /metrics show {name} above {least}"), is_shown).await.unwrap();
+        }
+    }
+}
+
+/// Whose /metrics show versions and ages of what the hub signed.
+const SHOW_WHAT_WAS_SIGNED: &[&str] = &["hub", "relay"];
+/// What the alert rules go by, and the programs that show it.
+const SHOWN: [(&str, &[&str]); 10] = [
+    ("muster_cert_expiry_timestamp_seconds{role=\"root\"}", &["hub", "relay", "agent"]),
+    ("muster_cert_expiry_timestamp_seconds{role=\"issuing\"}", &["hub"]),
+    ("muster_cert_expiry_timestamp_seconds{role=\"hub\"}", &["hub"]),
+    ("muster_cert_expiry_timestamp_seconds{role=\"relay\"}", &["relay"]),
+    ("muster_cert_expiry_timestamp_seconds{role=\"agent\"}", &["agent"]),
+    ("muster_cert_renewals_total{outcome=\"renewed\"}", &["relay", "agent"]),
+    ("muster_bundle_version", SHOW_WHAT_WAS_SIGNED),
+    ("muster_bundle_age_seconds", SHOW_WHAT_WAS_SIGNED),
+    ("muster_deny_list_version", SHOW_WHAT_WAS_SIGNED),
+    ("muster_deny_list_age_seconds", SHOW_WHAT_WAS_SIGNED),
+];
+
+/// What a program's /metrics say of a name with its labels.
+fn number(metrics: &str, name: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 #[tokio::test]
