@@ -3,14 +3,18 @@
 use std::{fs, path::Path};
 
 use muster_mesh::clock::{Clock, SystemClock};
-use muster_start::mesh::{AgentAt, Mesh, Node, state_of};
+use muster_start::{
+    http,
+    mesh::{AgentAt, Mesh, Node, state_of},
+    ports::Ports,
+};
 use serde_json::{Value, json};
 use sqlx::{Connection, Row};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     faults::copy,
-    hostile::{batches, busy},
+    hostile::{batches, busy, counted, everything_arrived_once, metrics},
     swarm::{LOOK_EVERY, Life, PATIENCE, Swarm, folder, mesh},
     sweeps::connected,
 };
@@ -131,8 +135,13 @@ async fn a_computer_of_a_sites_token_connects_collects_nothing_and_says_why_unti
 #[tokio::test]
 async fn certificates_of_seconds_are_renewed_under_load_and_nobody_notices() {
     let folder = folder();
+    let began_s = SystemClock::new().now().wall_ms / 1_000;
     let mut mesh = branch(folder.path(), &[(AGENT_LIFE, "20"), (RELAY_LIFE, "20")]).await;
+    let agents_health = Ports::default().free().unwrap();
+    mesh.set(&agent(), "MUSTER_AGENT__STATUS__LISTEN", &agents_health.to_string());
     mesh.start_agent(&AT).await.unwrap();
+    // Nobody of that name was ever there, and there is a list.
+    mesh.done(&Node::Hub, &["member", "deny", &format!("site/{SITE}/relay/{SITE}-9"), "--why", "stolen"]).unwrap();
     let mut swarm = Swarm::new(&mesh, SITE, 8);
     // About as long as five renewals take.
     swarm.start(&mesh, &[SITE], Life { days: 1, speed: 1_200, drain_s: 1_000, pictures_a_day: 0 });
@@ -148,6 +157,40 @@ async fn certificates_of_seconds_are_renewed_under_load_and_nobody_notices() {
     let said = fs::read_to_string(mesh.folder_of(&relay()).join("log")).unwrap();
     let complaints: Vec<&str> = said.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
     assert!(!complaints.iter().any(|line| line.contains("certificate")), "{complaints:#?}");
+    for (name, programs) in SHOWN {
+        let least = if name.starts_with("muster_cert_expiry_") { began_s as f64 } else { 0.0 };
+        for node in [Node::Hub, relay(), agent()].into_iter().filter(|node| programs.contains(&node.program())) {
+            let is_shown = async |mesh: &Mesh| {
+                let said = match &node {
+                    Node::Hub | Node::Relay(_) => metrics(mesh, &node).await,
+                    Node::Agent(_) => String::from_utf8(http::ask(agents_health, "GET", "/metrics", &[], &[]).await.unwrap().body).unwrap(),
+                };
+                number(&said, name).is_some_and(|number| number > least)
+            };
+            mesh.until(&node, &format!("its /metrics show {name} above {least}"), is_shown).await.unwrap();
+        }
+    }
+}
+
+/// Whose /metrics show versions and ages of what the hub signed.
+const SHOW_WHAT_WAS_SIGNED: &[&str] = &["hub", "relay"];
+/// What the alert rules go by, and the programs that show it.
+const SHOWN: [(&str, &[&str]); 10] = [
+    ("muster_cert_expiry_timestamp_seconds{role=\"root\"}", &["hub", "relay", "agent"]),
+    ("muster_cert_expiry_timestamp_seconds{role=\"issuing\"}", &["hub"]),
+    ("muster_cert_expiry_timestamp_seconds{role=\"hub\"}", &["hub"]),
+    ("muster_cert_expiry_timestamp_seconds{role=\"relay\"}", &["relay"]),
+    ("muster_cert_expiry_timestamp_seconds{role=\"agent\"}", &["agent"]),
+    ("muster_cert_renewals_total{outcome=\"renewed\"}", &["relay", "agent"]),
+    ("muster_bundle_version", SHOW_WHAT_WAS_SIGNED),
+    ("muster_bundle_age_seconds", SHOW_WHAT_WAS_SIGNED),
+    ("muster_deny_list_version", SHOW_WHAT_WAS_SIGNED),
+    ("muster_deny_list_age_seconds", SHOW_WHAT_WAS_SIGNED),
+];
+
+/// What a program's /metrics say of a name with its labels.
+fn number(metrics: &str, name: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 #[tokio::test]
@@ -207,18 +250,25 @@ async fn a_relay_that_was_away_past_its_end_comes_back_by_the_hubs_door() {
 }
 
 #[tokio::test]
-async fn of_two_disks_with_one_devices_key_the_older_is_refused_and_goes_on_keeping() {
+async fn of_two_disks_with_one_devices_key_the_older_is_refused_and_goes_on_keeping_and_the_newer_loses_nothing() {
     let folder = folder();
     let mut mesh = branch(folder.path(), &[(AGENT_LIFE, "20")]).await;
     mesh.start_agent(&AT).await.unwrap();
     until_status(&mut mesh, "the first batches have arrived", has_arrived).await;
     mesh.stop(&agent()).await.unwrap();
     let (state, image) = (state_of(mesh.folder(), &agent()), folder.path().join("image"));
+    let known = rows(&mesh).await.len();
     copy(&state, &image);
     until_ended(&mesh, &agent()).await;
     mesh.start_agent(&AT).await.unwrap();
     until_issued(&mut mesh, &agent(), |_, recoveries| recoveries == 1).await;
-    mesh.stop(&agent()).await.unwrap();
+    // Nobody has said to the original that what it collects last has come.
+    mesh.process(&relay()).unwrap().freeze(true);
+    busy(&mesh, &[&agent()]).await;
+    until_status(&mut mesh, "it keeps it", |status| batches(status, "made") > batches(status, "hub") + 1).await;
+    let last = status(&mesh).await;
+    mesh.kill(&agent());
+    mesh.process(&relay()).unwrap().freeze(false);
 
     // The image is put into another computer.
     let original = folder.path().join("original");
@@ -232,9 +282,35 @@ async fn of_two_disks_with_one_devices_key_the_older_is_refused_and_goes_on_keep
     assert!(clone["connected"] == false && !has_arrived(&clone), "it keeps what it collects: {clone:#}");
     let listed = mesh.done(&Node::Hub, &["member", "list"]).unwrap();
     assert!(listed.contains("two disks with its key"), "{listed}");
-    let alarms = String::from_utf8(mesh.health(&Node::Hub, "/metrics").await.unwrap().body).unwrap();
-    assert!(alarms.lines().any(|line| line.starts_with("muster_hub_clones_total") && !line.ends_with(" 0")), "{alarms}");
+    let is_refused_again = async |mesh: &Mesh| counted(mesh, &Node::Hub, "muster_hub_clones_total").await > 1;
+    mesh.until(&Node::Hub, "it refuses and counts each try", is_refused_again).await.unwrap();
+    mesh.stop(&agent()).await.unwrap();
     assert_eq!(issued(&mesh, &agent()).await, before, "nothing was issued to it");
+
+    // The original is none the worse for it.
+    fs::rename(&state, folder.path().join("clone")).unwrap();
+    fs::rename(&original, &state).unwrap();
+    let stored = rows(&mesh).await;
+    mesh.start_agent(&AT).await.unwrap();
+    until_issued(&mut mesh, &agent(), |all, _| all > before.0).await;
+    busy(&mesh, &[&agent()]).await;
+    until_status(&mut mesh, "what the original collects arrives", |status| status["connected"] == true && has_arrived(status)).await;
+    everything_arrived_once(&mut mesh).await;
+    let now = rows(&mesh).await;
+    assert!(stored.iter().all(|row| now.contains(row)), "of what the hub had something is another now: {stored:?} {now:?}");
+    let made = batches(&last, "made") + batches(&status(&mesh).await, "made");
+    assert!(now.len() >= known + made as usize, "{} batches, {known} before the image was taken and {made} since", now.len());
+}
+
+/// What the hub has of the agent's batches, in their order.
+async fn rows(mesh: &Mesh) -> Vec<[i64; 8]> {
+    let device = mesh.member(&agent()).unwrap().unwrap().name.device().unwrap();
+    let select = "SELECT spool_id, seq, context_id, boot_ms, wall_ms, relay_ms, hub_ms, records FROM batches \
+         JOIN devices ON devices.id = batches.device_id WHERE devices.device = $1 ORDER BY spool_id, seq";
+    let mut database = connected(mesh).await;
+    let rows = sqlx::query(select).bind(device.to_vec()).fetch_all(&mut database).await.unwrap();
+    database.close().await.unwrap();
+    rows.iter().map(|row| std::array::from_fn(|at| row.get(at))).collect()
 }
 
 #[tokio::test]

@@ -1,9 +1,16 @@
 //! Async: a relay over real loopback QUIC and TLS, with agents made by hand and a hub of a few lines.
 #![allow(clippy::unwrap_used)]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use muster_certs::{Identity, Issuer, Keys, Name, Root, SystemTime};
 use muster_mesh::{
     batch::{FLAG_TEST_MODE, Header, Tail, frame},
@@ -347,6 +354,65 @@ async fn a_batch_that_comes_after_the_list_is_never_kept() {
     assert_eq!(lost.ended().await, Some(CloseCode::Denied));
     let contents = office.lanes[0].contents(Position::default(), 100).await.unwrap();
     assert_eq!(contents.envelopes.iter().map(|one| one.seq).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
+async fn what_lies_waiting_when_the_list_comes_isnt_even_read() {
+    // All tasks are on this thread; writers, which count other things, aren't.
+    let counted = Counted::default();
+    let _counting = metrics::set_default_local_recorder(&counted);
+    let office = Office::new().await;
+    let (mut lost, mut other) = (office.agent(7).await, office.agent(8).await);
+    office.agents.lane(Lane::Telemetry, LaneState::Full);
+    lost.send(Lane::Telemetry, [batch(7, 1, 1)]).await;
+    // Behind it on the same line: once this was heard, the batch lies here.
+    let state = StateNow { state: State::Idle, since_ms: 17, tails: Vec::new() };
+    lost.up.send(Up::State(state).frame().unwrap()).await.unwrap();
+    let is_idle = |hub: &hub::Kept| {
+        let devices = hub.heads.iter().flat_map(|head| &head.presence).flat_map(|snapshot| &snapshot.devices);
+        devices.into_iter().any(|one| (one.device, one.state) == (device(7), State::Idle))
+    };
+    office.until(is_idle).await;
+
+    // Its reader is woken first, and the list is in force by then.
+    office.agents.lane(Lane::Telemetry, LaneState::Open);
+    office.papers.take(&office.hub.signing.sign(&office.hub.signing.bundle).into(), 0).unwrap();
+    office.papers.take(&office.hub.signing.sign(&denying(1, &[agent_name("oslo", 7)])).into(), 0).unwrap();
+    assert_eq!(lost.ended().await, Some(CloseCode::Denied));
+    assert_eq!(counted.received(), 0, "a batch of the denied was read");
+    other.send(Lane::Telemetry, [batch(8, 1, 1)]).await;
+    assert_eq!(other.acked(Lane::Telemetry, 1).await, 1);
+    assert_eq!(counted.received(), 1, "what is read is counted");
+}
+
+/// How many batches were read off the network by the tasks of this thread.
+#[derive(Default)]
+struct Counted(Arc<AtomicU64>);
+
+impl Counted {
+    fn received(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Recorder for Counted {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        if key.name() == "muster_relay_received_total" { Counter::from_arc(self.0.clone()) } else { Counter::noop() }
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
 }
 
 #[tokio::test]
