@@ -82,7 +82,8 @@ pub struct Asked {
     pub answer: oneshot::Sender<Bytes>,
 }
 
-/// The way of a running agent: through its relay while it is connected, and at its relays' doors while it isn't, as after a certificate's end.
+/// The ways of a running agent: through its relay while it is connected, and at its relays' doors while it isn't, as after a certificate's end, or
+/// where that relay doesn't bring the hub's word: it may be cut off from the hub, not mean it well, or have gone without a word.
 pub struct ThroughRelay {
     pub asks: mpsc::Sender<Asked>,
     pub linked: watch::Receiver<Link>,
@@ -96,13 +97,16 @@ pub struct ThroughRelay {
 
 impl Ways for ThroughRelay {
     fn ways(&self) -> Result<Vec<impl Way>, String> {
-        if self.linked.borrow().relay.is_some() {
-            return Ok(vec![By::Line(Uplinked(&self.asks))]);
-        }
+        let line = self.linked.borrow().relay.as_ref().map(|_| By::Line(Uplinked(&self.asks)));
         let (network, time) = (&self.network, self.keys.time());
         let door = |address: &str, name: &Name, trusted: &Trusted| Ok(AtDoor::new(network.clone(), address, name, trusted, time.clone()));
-        let doors = doors::ways(&self.home, &self.keys, &self.papers.relay_list(), door)?;
-        Ok(doors.into_iter().map(By::Door).collect())
+        let doors = doors::ways(&self.home, &self.keys, &self.papers.relay_list(), door);
+        if line.is_none()
+            && let Err(why) = doors
+        {
+            return Err(why);
+        }
+        Ok(line.into_iter().chain(doors.into_iter().flatten().map(By::Door)).collect())
     }
 }
 
@@ -120,5 +124,64 @@ impl Way for Uplinked<'_> {
             Ok(Some(answer)) => Ok(answer.to_vec()),
             Ok(None) | Err(_) => Err("the relay didn't answer".to_owned()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_certs::{Identity, Issuer, Requested, Role};
+    use muster_mesh::{
+        clock::{Clock, SystemClock},
+        door::{Dial, Issued},
+    };
+
+    use super::*;
+    use crate::relays::RelayAddress;
+
+    const NAME: &str = "site/oslo/agent/0190b7e8c4d27d30a5f1c2d3e4f50617";
+    const NOBODY: &str = "nowhere";
+
+    #[tokio::test]
+    async fn an_agent_asks_at_the_doors_too_where_its_relay_brings_no_word_of_the_hubs() {
+        let state = tempfile::tempdir().unwrap();
+        let home = Home::of(state.path());
+        let keys = enrolled(&home);
+        let (tell, linked) = watch::channel(Link::default());
+        let papers = Arc::new(Papers::in_memory(keys.clone()));
+        // Whoever takes asks to the relay has gone.
+        let through = ThroughRelay { asks: mpsc::channel(1).0, linked, home, keys, papers, network: Arc::new(Kernel) };
+        let at_the_door = said(&through).await;
+        assert!(at_the_door.len() == 1 && at_the_door[0] != "the relay didn't answer", "{at_the_door:?}");
+        let name = "site/oslo/relay/oslo-1".parse().unwrap();
+        tell.send_modify(|link| link.relay = Some(RelayAddress { address: NOBODY.to_owned(), name }));
+        let connected = said(&through).await;
+        assert_eq!(connected, ["the relay didn't answer".to_owned(), at_the_door[0].clone()]);
+    }
+
+    /// What comes of each way in turn; none leads anywhere.
+    async fn said(ways: &impl Ways) -> Vec<String> {
+        let mut said = Vec::new();
+        for way in ways.ways().unwrap() {
+            said.push(way.ask(Vec::new()).await.unwrap_err());
+        }
+        said
+    }
+
+    fn enrolled(home: &Home) -> Arc<Keys> {
+        let now_ms = SystemClock::new().now().wall_ms;
+        let (root, issuer) = Issuer::in_memory("muster.test", now_ms).unwrap();
+        let (request, identity) = (home.request().unwrap(), Identity::new("muster.test", NAME.parse().unwrap()).unwrap());
+        let chain = issuer.issue_for(&identity, &Requested::read(&request.request).unwrap(), 86_400_000, now_ms).unwrap();
+        let issued = Issued {
+            name: NAME.to_owned(),
+            chain: chain.pem,
+            roots: root.pem().to_owned(),
+            join_state: 1,
+            standing: Standing::Approved,
+            dial: vec![Dial { address: NOBODY.to_owned(), door: NOBODY.to_owned(), name: "site/oslo/relay/oslo-1".to_owned() }],
+            seal: [5; 32],
+        };
+        let member = home.joined(&issued, &request, Role::Agent, None, Arc::new(SystemTime)).unwrap();
+        member.keys(Arc::new(SystemTime)).unwrap()
     }
 }

@@ -173,7 +173,7 @@ async fn certificates_of_seconds_are_renewed_under_load_and_nobody_notices() {
 }
 
 /// Whose /metrics show versions and ages of what the hub signed.
-const SHOW_WHAT_WAS_SIGNED: &[&str] = &["hub", "relay"];
+const SHOW_WHAT_WAS_SIGNED: &[&str] = &["hub", "relay", "agent"];
 /// What the alert rules go by, and the programs that show it.
 const SHOWN: [(&str, &[&str]); 10] = [
     ("muster_cert_expiry_timestamp_seconds{role=\"root\"}", &["hub", "relay", "agent"]),
