@@ -44,6 +44,8 @@ use crate::{
 
 /// In the state folder.
 pub const TOKEN_KEY: &str = "token.key";
+/// The files of the hub's certificate are read again after this, where they didn't fit.
+const AGAIN_AFTER: Duration = Duration::from_millis(300);
 /// How soon a changed policy or list is seen.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often what monitoring asks is counted anew: about as often as it asks.
@@ -174,8 +176,13 @@ pub fn signer(
 /// Certificate, key and roots, for `serve` and `check`.
 pub fn keys(config: &Config) -> Result<Arc<Keys>, Complaint> {
     let mesh = &config.mesh;
-    let time = Arc::new(muster_certs::SystemTime);
-    Keys::load(&mesh.certificate, &mesh.key, &mesh.roots, Role::Hub, time).map_err(|error| {
+    let load = || Keys::load(&mesh.certificate, &mesh.key, &mesh.roots, Role::Hub, Arc::new(muster_certs::SystemTime));
+    // Once more: the running hub, which renews the pair by itself, may have been between the two files.
+    let loaded = load().or_else(|_| {
+        std::thread::sleep(AGAIN_AFTER);
+        load()
+    });
+    loaded.map_err(|error| {
         Complaint::new(format!("The hub's certificate can't be used ({error})"), "Give what `muster-certs issue hub` wrote in [mesh]")
     })
 }
