@@ -222,10 +222,10 @@ impl Swarm {
         self.seen().in_branch
     }
 
-    /// Of these, those of which the hub has said nothing.
-    pub fn only_in_branch(&self) -> usize {
+    /// Which of these there are of which the hub has said nothing.
+    pub fn only_in_branch(&self) -> BTreeSet<(DeviceId, SpoolId, u64)> {
         let seen = self.seen();
-        seen.branch.difference(&seen.acked).count()
+        seen.branch.difference(&seen.acked).copied().collect()
     }
 
     pub fn acked(&self) -> usize {
