@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use muster_certs::{Keys, Name, SystemTime, Time, Trusted};
 use muster_mesh::{
-    asking::{By, Way, Ways},
+    asking::{Way, Ways},
     complaint::Complaint,
     control,
     door::Standing,
@@ -97,16 +97,10 @@ pub struct ThroughRelay {
 
 impl Ways for ThroughRelay {
     fn ways(&self) -> Result<Vec<impl Way>, String> {
-        let line = self.linked.borrow().relay.as_ref().map(|_| By::Line(Uplinked(&self.asks)));
+        let line = self.linked.borrow().relay.as_ref().map(|_| Uplinked(&self.asks));
         let (network, time) = (&self.network, self.keys.time());
         let door = |address: &str, name: &Name, trusted: &Trusted| Ok(AtDoor::new(network.clone(), address, name, trusted, time.clone()));
-        let doors = doors::ways(&self.home, &self.keys, &self.papers.relay_list(), door);
-        if line.is_none()
-            && let Err(why) = doors
-        {
-            return Err(why);
-        }
-        Ok(line.into_iter().chain(doors.into_iter().flatten().map(By::Door)).collect())
+        doors::behind(line, doors::ways(&self.home, &self.keys, &self.papers.relay_list(), door))
     }
 }
 

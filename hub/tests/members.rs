@@ -477,8 +477,7 @@ async fn two_hubs_that_hear_one_request_at_once_issue_one_certificate() {
     let second = office.another(&world).await;
     let kari = Device::new();
     let wish = Wish::Enroll { token: id("t"), secret: secret("t") };
-    let plea = kari.plea(wish, office.nonce().await);
-    let ask = plea.seal(&kari.key, &office.signer.seal()).unwrap().bytes().unwrap();
+    let (plea, ask) = office.asks(&kari, wish).await;
     let both = tokio::join!(office.signer.answer(&ask), second.answer(&ask));
     // One of them may be told to come again, and then hears the same.
     let again = office.signer.answer(&ask).await;
@@ -505,8 +504,7 @@ async fn two_hubs_that_hear_one_recovery_at_once_see_no_clone_in_it() {
     let issued = office.enroll(&kari, "t").await.unwrap();
     world.clock.advance((LIFE_MS + DAY_MS) as u64);
     let kari = kari.with_new_request();
-    let plea = kari.plea(renewal(&issued), office.nonce().await);
-    let ask = plea.seal(&kari.key, &office.signer.seal()).unwrap().bytes().unwrap();
+    let (plea, ask) = office.asks(&kari, renewal(&issued)).await;
     // Both are under way before either is answered.
     let mut held = world.hub.store.write().await.unwrap();
     held.member(&issued.name).await.unwrap();
@@ -911,9 +909,15 @@ impl Office {
         nonce
     }
 
-    async fn said(&self, device: &Device, wish: Wish) -> Said {
+    /// A plea over a number of now, and as it is sent.
+    async fn asks(&self, device: &Device, wish: Wish) -> (Plea, Vec<u8>) {
         let plea = device.plea(wish, self.nonce().await);
         let ask = plea.seal(&device.key, &self.signer.seal()).unwrap().bytes().unwrap();
+        (plea, ask)
+    }
+
+    async fn said(&self, device: &Device, wish: Wish) -> Said {
+        let (plea, ask) = self.asks(device, wish).await;
         let Answer::Said { body, tag } = self.signer.answer(&ask).await else { panic!() };
         plea.said(&body, &tag).unwrap()
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use muster_certs::{Identity, Keys, Name, SystemTime, Trusted};
 
 use crate::{
-    asking::{Asking, Way},
+    asking::{Asking, By, Way},
     complaint::Complaint,
     door::{Said, Wish},
     ids::Version,
@@ -81,4 +81,13 @@ pub fn ways<W: Way>(
         }
     }
     if ways.is_empty() { Err(why) } else { Ok(ways) }
+}
+
+/// A member's own line, where it has one that may be used, and behind it the doors. An error only where there is neither.
+pub fn behind<L: Way, D: Way>(line: Option<L>, doors: Result<Vec<D>, String>) -> Result<Vec<By<L, D>>, String> {
+    let doors = match doors {
+        Err(why) if line.is_none() => return Err(why),
+        doors => doors.unwrap_or_default(),
+    };
+    Ok(line.into_iter().map(By::Line).chain(doors.into_iter().map(By::Door)).collect())
 }

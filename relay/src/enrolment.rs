@@ -1,10 +1,10 @@
 //! Async: `muster-relay enroll TOKEN`: from a join token to a member of the mesh; and from then on a certificate that renews itself.
 
-use std::{iter, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use muster_certs::{Keys, Name, SystemTime, Time, Trusted};
 use muster_mesh::{
-    asking::{By, Way, Ways},
+    asking::{Way, Ways},
     clock::Clock,
     complaint::Complaint,
     control, doors,
@@ -50,12 +50,8 @@ where
     D: Fn(&str, &Name, &Trusted) -> Result<W, String> + Send + Sync,
 {
     fn ways(&self) -> Result<Vec<impl Way>, String> {
-        let doors = doors::ways(&self.home, &self.keys, &RelayList::default(), &self.door);
-        let doors = doors.map(|doors| doors.into_iter().map(By::Door));
-        if self.keys.check_time(self.clock.now().wall_ms).is_err() {
-            return Ok(doors?.collect());
-        }
-        Ok(iter::once(By::Line(&self.line)).chain(doors.into_iter().flatten()).collect())
+        let line = self.keys.check_time(self.clock.now().wall_ms).is_ok().then_some(&self.line);
+        doors::behind(line, doors::ways(&self.home, &self.keys, &RelayList::default(), &self.door))
     }
 }
 
